@@ -1,0 +1,88 @@
+"""Files that are either whole or not there: written under a temporary name, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from whet.errors import InputError
+
+
+def _explain(path: Path, error: OSError | SafetensorError) -> InputError:
+    return InputError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}")
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it onto `path` when the block succeeds.
+
+    If the block fails, the temporary file or folder goes and an older `path` stays as it was.
+    Errors: InputError where the place cannot be written or the disk is full.
+    """
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    except OSError as error:
+        raise _explain(target, error) from error
+    os.close(handle)
+    temporary = Path(name)
+    temporary.unlink()
+    try:
+        yield temporary
+        if temporary.is_dir() and target.is_dir():
+            _swap_folders(temporary, target)
+        else:
+            os.replace(temporary, target)
+    except (OSError, SafetensorError) as error:  # safetensors wraps a full disk in its own error
+        raise _explain(target, error) from error
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def _swap_folders(new: Path, old: Path) -> None:
+    """A folder cannot be renamed onto a full one: move the old aside, then drop it."""
+    aside = _aside(old)
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(old, aside)
+    try:
+        os.replace(new, old)
+    except OSError:
+        os.replace(aside, old)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
+
+
+def finish_swap(folder: Path) -> None:
+    """Put back a folder that a kill between the two renames of a swap left aside."""
+    aside = _aside(folder)
+    if aside.is_dir() and not folder.exists():
+        os.replace(aside, folder)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file (UTF-8) atomically and durably."""
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_json(path: str | os.PathLike[str], value: Any, *, indent: int | None = 1) -> None:
+    """Write JSON atomically. Errors: ValueError on NaN or infinity, which JSON does not have."""
+    write_text(path, json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")

@@ -1,0 +1,165 @@
+"""The map of the house: every method, what it is, where its parts are. Data only, nothing heavy.
+
+The command line, the Python API, the benchmarks, the reference pages and the conformance tests
+all read these rows. Parts are strings, resolved on first use, so listing the catalogue never
+imports torch. Packages elsewhere add rows through the entry-point group `whet.methods`: each entry
+point names an iterable of `Method`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from whet.errors import OptionError, nearest
+
+Verb = Literal["decode", "generate", "train", "reproduce"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One row.
+
+    id: the name users type. kind: `system` = a published method with its own proof (`reproduce`
+    part, record under `results/reproduce`), `baseline` = a rule everyone compares with.
+    parts: verb -> "module:attribute". A `decode` part is a frozen options dataclass whose
+    `selector()` builds the rule; `generate` is its `custom_generate` callable; `train` builds a
+    training method from a recipe; `reproduce` runs the small-scale proof.
+    applies_to: kinds of model. needs: extras. conflicts: ids it cannot be combined with.
+    order: rank in a chain. lossless: output distribution equals the baseline's.
+    """
+
+    id: str
+    kind: Literal["system", "baseline"]
+    summary: str
+    parts: Mapping[str, str]
+    title: str = ""
+    arxiv: str | None = None
+    aliases: tuple[str, ...] = ()
+    applies_to: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    conflicts: tuple[str, ...] = ()
+    order: int = 0
+    lossless: bool = False
+
+
+MASKED_LMS = ("llada", "dream")
+
+_ROWS: tuple[Method, ...] = (
+    Method(
+        id="low-confidence",
+        kind="baseline",
+        title="Low-confidence remasking",
+        aliases=("greedy",),
+        arxiv="2502.09992",
+        summary="LLaDA's rule: commit the most confident tokens, a fixed number per step.",
+        parts={
+            "decode": "whet.dlm.low_confidence:LowConfidence",
+            "generate": "whet.dlm.low_confidence:low_confidence",
+        },
+        applies_to=MASKED_LMS,
+    ),
+    Method(
+        id="random",
+        kind="baseline",
+        title="Random remasking",
+        arxiv="2502.09992",
+        summary="Commit random positions, a fixed number per step.",
+        parts={
+            "decode": "whet.dlm.low_confidence:RandomOrder",
+            "generate": "whet.dlm.low_confidence:random_order",
+        },
+        applies_to=MASKED_LMS,
+    ),
+    Method(
+        id="threshold",
+        kind="baseline",
+        title="Confidence threshold",
+        arxiv="2505.22618",
+        summary="Fast-dLLM's rule: commit every token above a confidence, at least one per step.",
+        parts={
+            "decode": "whet.dlm.threshold:Threshold",
+            "generate": "whet.dlm.threshold:threshold",
+        },
+        applies_to=MASKED_LMS,
+    ),
+    Method(
+        id="pbs",
+        kind="baseline",
+        title="Position beam search",
+        arxiv="2602.10953",
+        summary="Keep the K best orders of commitment; one token per hypothesis and step.",
+        parts={
+            "decode": "whet.dlm.soar:PositionBeamSearch",
+            "generate": "whet.dlm.soar:position_beam_search",
+        },
+        applies_to=MASKED_LMS,
+    ),
+    Method(
+        id="soar",
+        kind="system",
+        title="SOAR: Search or Accelerate",
+        arxiv="2602.10953",
+        summary="Search over positions when unsure, commit many at once when sure.",
+        parts={
+            "decode": "whet.dlm.soar:Soar",
+            "generate": "whet.dlm.soar:soar",
+            "reproduce": "whet.reproduce.soar:SOAR",
+        },
+        applies_to=MASKED_LMS,
+    ),
+    Method(
+        id="masked",
+        kind="baseline",
+        title="Masked-diffusion training",
+        arxiv="2502.09992",
+        summary="Train a masked LM with the 1/t-weighted objective on the response.",
+        parts={"train": "whet.dlm.masked:MaskedTraining"},
+        applies_to=MASKED_LMS,
+    ),
+)
+
+
+@functools.cache
+def methods() -> Mapping[str, Method]:
+    """All rows by id: whet's own, then those of installed packages.
+
+    Errors: OptionError if two rows share an id or alias.
+    """
+    rows = list(_ROWS)
+    for entry in importlib.metadata.entry_points(group="whet.methods"):
+        rows.extend(entry.load())
+    names: dict[str, str] = {}
+    for row in rows:
+        for name in (row.id, *row.aliases):
+            if name in names:
+                raise OptionError(f"method name {name!r} is used by {names[name]!r} and {row.id!r}")
+            names[name] = row.id
+    return {row.id: row for row in rows}
+
+
+def get(name: str, verb: str | None = None) -> Method:
+    """The row called `name` (id or alias), which must have a part for `verb` if that is given.
+
+    Errors: OptionError with the nearest match.
+    """
+    usable = {i: m for i, m in methods().items() if verb is None or verb in m.parts}
+    names = {n: m for m in usable.values() for n in (m.id, *m.aliases)}
+    if name in names:
+        return names[name]
+    kind = f"method for `{verb}`" if verb else "method"
+    raise OptionError(f"unknown {kind} {name!r}: {nearest(name, names)}")
+
+
+def resolve(name: str, verb: str) -> Any:
+    """Import and return the part of method `name` for `verb`.
+
+    Errors: OptionError where the method or the part does not exist.
+    """
+    target = get(name, verb).parts[verb]
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
