@@ -1,0 +1,148 @@
+"""Records and rows as tables for the terminal, at most 100 columns wide."""
+
+from __future__ import annotations
+
+import json as json_module
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from whet.measure.record import Arm, Record
+from whet.report import words
+
+WIDTH = 100
+
+_STYLES: dict[bool | None, str] = {True: "green", False: "red", None: "yellow"}
+
+
+def arms_table(record: Record) -> Table:
+    """Every arm with its metrics (and intervals) and costs.
+
+    One column each where that fits; else one line each inside two columns.
+    """
+    title = record.title or record.method
+    wide = _wide(record, title)
+    return wide if _natural_width(wide) <= WIDTH else _stacked(record, title)
+
+
+def claims_table(record: Record) -> Table:
+    """Every claim: what was measured, against which target, and whether it holds, in words."""
+    heading = words.VERDICTS[record.verdict] if record.verdict else "no verdict"
+    table = _table(f"Claims: {heading}")
+    for name in ("claim", "measured", "value", "target", "result"):
+        table.add_column(name, overflow="fold", no_wrap=name == "result")
+    for claim in record.claims:
+        unit = words.unit_of(record, claim.metric)
+        table.add_row(
+            _text(claim.text or claim.name),
+            _text(words.subject(claim.kind, claim.a, claim.b, claim.metric)),
+            _text(words.effect(claim.kind, claim.value, claim.ci, unit)),
+            _text(words.target(claim, unit)),
+            Text(words.MARKS[claim.ok], style=_STYLES[claim.ok]),
+        )
+    return table
+
+
+def show(
+    title: str,
+    columns: Sequence[str] | Mapping[str, str],
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    json: bool = False,
+) -> None:
+    """Print rows to stdout: a table of `columns` (keys, or key -> heading), or the rows as JSON.
+
+    JSON holds the whole rows, whatever the columns, and nothing else goes to stdout.
+    Errors: TypeError for a value JSON does not have, ValueError for NaN and infinity.
+    """
+    if json:
+        text = json_module.dumps(list(rows), indent=1, ensure_ascii=False, allow_nan=False)
+        sys.stdout.write(text + "\n")
+        return
+    headings = dict(columns) if isinstance(columns, Mapping) else {name: name for name in columns}
+    table = _table(title)
+    for key, heading in headings.items():
+        numeric = all(isinstance(row.get(key), (int, float, type(None))) for row in rows)
+        table.add_column(heading, overflow="fold", justify="right" if rows and numeric else "left")
+    for row in rows:
+        table.add_row(*(_text(_cell(row.get(key))) for key in headings))
+    print_table(table)
+
+
+def print_table(table: Table) -> None:
+    """Print a table to stdout, no wider than the terminal or 100 columns."""
+    columns = shutil.get_terminal_size((WIDTH, 24)).columns
+    Console(file=sys.stdout, width=min(WIDTH, columns)).print(table)
+
+
+def _table(title: str) -> Table:
+    return Table(title=_text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+
+
+def _text(value: str) -> Text:
+    """Text as it is: brackets in names and intervals are not markup."""
+    return Text(value)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (int, float)):
+        return words.plain(value)
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return ", ".join(_cell(inner) for inner in value)
+    return str(value)
+
+
+def _wide(record: Record, title: str) -> Table:
+    table = _table(title)
+    table.add_column("arm", overflow="fold")
+    metrics, costs = words.metric_names(record.arms), words.cost_names(record.arms)
+    headings = [words.heading(name) for name in metrics]
+    headings += [words.cost_heading(name, record.arms) for name in costs]
+    for heading in headings:
+        table.add_column(heading, justify="right", overflow="fold")
+    for arm in record.arms:
+        table.add_row(_text(arm.name), *_metric_cells(arm, metrics), *_cost_cells(arm, costs))
+    return table
+
+
+def _stacked(record: Record, title: str) -> Table:
+    table = _table(title)
+    table.show_lines = True
+    for name in ("arm", "metrics", "cost"):
+        table.add_column(name, overflow="fold")
+    for arm in record.arms:
+        metrics = [f"{words.heading(k)} {words.metric(v)}" for k, v in arm.metrics.items()]
+        costs = [
+            f"{words.heading(k)} {words.cost(k, arm.cost[k])}" for k in words.cost_names([arm])
+        ]
+        table.add_row(_text(arm.name), _text("\n".join(metrics)), _text("\n".join(costs)))
+    return table
+
+
+def _metric_cells(arm: Arm, names: Sequence[str]) -> list[Text]:
+    return _cells(names, arm.metrics, lambda name: words.metric(arm.metrics[name]))
+
+
+def _cost_cells(arm: Arm, names: Sequence[str]) -> list[Text]:
+    return _cells(names, arm.cost, lambda name: words.cost(name, arm.cost[name]))
+
+
+def _cells(
+    names: Sequence[str], present: Mapping[str, object], word: Callable[[str], str]
+) -> list[Text]:
+    return [_text(word(name) if name in present else "–") for name in names]
+
+
+def _natural_width(table: Table) -> int:
+    console = Console(width=10_000)
+    return console.measure(table).maximum
