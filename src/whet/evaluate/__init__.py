@@ -1,0 +1,5 @@
+"""Accuracy on problems with verified answers."""
+
+from whet.evaluate.runner import Outcome, Problem, accuracy_rows, draw_problems, judge_texts
+
+__all__ = ["Outcome", "Problem", "accuracy_rows", "draw_problems", "judge_texts"]

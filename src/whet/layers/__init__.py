@@ -1,0 +1,1 @@
+"""Layers and row-wise tensor functions that several families share."""

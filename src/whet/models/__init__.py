@@ -1,0 +1,1 @@
+"""Model classes, the adapter that decoders use, and loading with checks."""

@@ -1,0 +1,53 @@
+"""The mixin that gives a masked LM transformers' `generate()` front door."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from transformers.generation.utils import GenerationMixin
+
+from whet import catalogue
+from whet.errors import OptionError
+
+DEFAULT_DECODER = "low-confidence"
+
+
+class MaskedGenerationMixin(GenerationMixin):  # type: ignore[misc]
+    """`generate()` that denoises a canvas instead of running left to right.
+
+    Without `custom_generate` transformers would run autoregressive nonsense on a masked LM, so
+    the default is low-confidence remasking. Any decoder of the catalogue can be passed as
+    `custom_generate=`; its options are named arguments of the call.
+    """
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        # transformers would otherwise build a causal cache before the decoder is called.
+        return False
+
+    def generate(
+        self,
+        inputs: Any = None,
+        *,
+        custom_generate: Callable[..., Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Decode with `custom_generate` (default: low-confidence). See transformers for the rest.
+
+        Errors: OptionError for what never reaches a decoder called this way.
+        """
+        for name, instead in (
+            ("streamer", "on_commit="),
+            ("assistant_model", "a decoder that takes drafter="),
+            ("stop_strings", "the text cut at the end-of-text token"),
+        ):
+            if kwargs.get(name) is not None:
+                raise OptionError(f"{name}= does not work on a masked LM: use {instead}")
+        if kwargs.get("num_beams", 1) != 1:
+            raise OptionError(
+                f"num_beams={kwargs['num_beams']} is for autoregressive models: use "
+                "custom_generate=soar with beam_width="
+            )
+        decoder = custom_generate or catalogue.resolve(DEFAULT_DECODER, "generate")
+        return super().generate(inputs, custom_generate=decoder, **kwargs)

@@ -1,0 +1,39 @@
+"""The model classes whet brings, and their registration with transformers' Auto factories."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+
+@functools.cache
+def model_classes() -> dict[str, tuple[Any, Any]]:
+    """model_type -> (configuration class, model class)."""
+    from whet.models.dream import DreamConfig, DreamModel
+    from whet.models.llada import LLaDAConfig, LLaDAModelLM
+
+    return {"llada": (LLaDAConfig, LLaDAModelLM), "Dream": (DreamConfig, DreamModel)}
+
+
+@functools.cache
+def register() -> None:
+    """Make AutoConfig, AutoModel, AutoModelForMaskedLM, …ForCausalLM and AutoTokenizer know them.
+
+    Safe to call often. The Auto classes then load our classes whatever a checkpoint's `auto_map`
+    says. AutoModelForCausalLM is included because the published checkpoints name it.
+    """
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForMaskedLM,
+        AutoTokenizer,
+    )
+
+    from whet.models.dream import DreamConfig, DreamTokenizerFast
+
+    for model_type, (config_class, model_class) in model_classes().items():
+        AutoConfig.register(model_type, config_class, exist_ok=True)
+        for factory in (AutoModel, AutoModelForMaskedLM, AutoModelForCausalLM):
+            factory.register(config_class, model_class, exist_ok=True)
+    AutoTokenizer.register(DreamConfig, fast_tokenizer_class=DreamTokenizerFast, exist_ok=True)

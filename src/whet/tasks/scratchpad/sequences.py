@@ -1,0 +1,186 @@
+"""Sequence tasks: bracket completion, increasing letters, permutations, sorting."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import string
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from whet.tasks.base import Instance, Task
+
+_PAIRS = {"(": ")", "[": "]"}
+
+
+def _reveal(rng: np.random.Generator, full: str, share: float) -> str:
+    shown = rng.random(len(full)) < share
+    return "".join(c if s else "." for c, s in zip(full, shown.tolist(), strict=True))
+
+
+def _keeps(answer: str, given: str) -> bool:
+    return len(answer) == len(given) and all(
+        g in (".", a) for a, g in zip(answer, given, strict=True)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Brackets(Task):
+    """Complete a pattern to a balanced string of round and square brackets."""
+
+    id: ClassVar[str] = "brackets"
+    summary: ClassVar[str] = "complete 14 round and square brackets to a balanced string"
+    many_answers: ClassVar[bool] = True
+    length: int = 14
+    shown: float = 0.35
+
+    def generate(self, rng: np.random.Generator) -> Instance:
+        full = _random_balanced(rng, self.length)
+        given = _reveal(rng, full, self.shown)
+        return Instance(task=self.id, prompt=f"brackets {given}=", data=(given,), example=full)
+
+    def check(self, instance: Instance, answer: str) -> bool:
+        if not _keeps(answer, instance.data[0]):
+            return False
+        stack: list[str] = []
+        for c in answer:
+            if c in _PAIRS:
+                stack.append(_PAIRS[c])
+            elif not stack or stack.pop() != c:
+                return False
+        return not stack
+
+    def solve(self, instance: Instance) -> str:
+        given = instance.data[0]
+        frontier = {"": ""}  # open brackets still to close -> one prefix that leads there
+        for i, g in enumerate(given):
+            step: dict[str, str] = {}
+            for owed, prefix in frontier.items():
+                for c in "([":
+                    if g in (".", c) and len(owed) < len(given) - i:
+                        step.setdefault(_PAIRS[c] + owed, prefix + c)
+                if owed and g in (".", owed[0]):
+                    step.setdefault(owed[1:], prefix + owed[0])
+            frontier = step
+        return frontier[""]
+
+    def log10_space(self) -> float:
+        half = self.length // 2
+        strings = math.comb(2 * half, half) / (half + 1) * 2**half
+        entropy = -self.shown * math.log10(self.shown)
+        entropy -= (1 - self.shown) * math.log10(1 - self.shown)
+        return min(math.log10(strings) + self.length * entropy, self.length * math.log10(5))
+
+
+def _random_balanced(rng: np.random.Generator, length: int) -> str:
+    """A balanced string, uniform over shapes (cycle lemma) and over bracket types."""
+    half = length // 2
+    steps = rng.permutation([1] * half + [-1] * (half + 1))
+    # Exactly one rotation stays non-negative until its last step: start after the first minimum.
+    steps = np.roll(steps, -(int(np.cumsum(steps).argmin()) + 1))[:-1]
+    out: list[str] = []
+    owed: list[str] = []
+    for step in steps.tolist():
+        if step > 0:
+            kind = "(["[int(rng.integers(2))]
+            out.append(kind)
+            owed.append(_PAIRS[kind])
+        else:
+            out.append(owed.pop())
+    return "".join(out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ladder(Task):
+    """Fill the gaps so that the letters strictly increase."""
+
+    id: ClassVar[str] = "ladder"
+    summary: ClassVar[str] = "fill gaps in 12 strictly increasing letters"
+    many_answers: ClassVar[bool] = True
+    length: int = 12
+    shown: float = 0.3
+
+    def generate(self, rng: np.random.Generator) -> Instance:
+        picks = np.sort(rng.permutation(26)[: self.length])
+        full = "".join(string.ascii_lowercase[k] for k in picks.tolist())
+        given = _reveal(rng, full, self.shown)
+        return Instance(task=self.id, prompt=f"ladder {given}=", data=(given,), example=full)
+
+    def check(self, instance: Instance, answer: str) -> bool:
+        if not _keeps(answer, instance.data[0]) or set(answer) - set(string.ascii_lowercase):
+            return False
+        return all(a < b for a, b in itertools.pairwise(answer))
+
+    def solve(self, instance: Instance) -> str:
+        letters = string.ascii_lowercase
+        out: list[int] = []
+        for given in instance.data[0]:
+            lowest = out[-1] + 1 if out else 0
+            out.append(letters.index(given) if given != "." else lowest)
+        return "".join(letters[k] for k in out)
+
+    def log10_space(self) -> float:
+        # Each position is hidden or shows a letter; half of the patterns or more are distinct.
+        return math.log10(math.comb(26, self.length)) * self.shown + self.length * math.log10(1.8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sorting(Task):
+    """Sort digits; the answer is unique, so this is a control for the tasks above."""
+
+    id: ClassVar[str] = "sort"
+    summary: ClassVar[str] = "sort 10 digits (one answer)"
+    many_answers: ClassVar[bool] = False
+    length: int = 10
+
+    def generate(self, rng: np.random.Generator) -> Instance:
+        digits = "".join(map(str, rng.integers(10, size=self.length).tolist()))
+        return Instance(
+            task=self.id, prompt=f"sort {digits}=", data=(digits,), example=_sorted(digits)
+        )
+
+    def check(self, instance: Instance, answer: str) -> bool:
+        return answer == _sorted(instance.data[0])
+
+    def solve(self, instance: Instance) -> str:
+        return _sorted(instance.data[0])
+
+    def log10_space(self) -> float:
+        return float(self.length)
+
+
+def _sorted(digits: str) -> str:
+    return "".join(sorted(digits))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Permutation(Task):
+    """Fill the gaps so that every digit from 1 to n stands exactly once."""
+
+    id: ClassVar[str] = "permutation"
+    summary: ClassVar[str] = "complete a permutation of the digits 1 to 9"
+    many_answers: ClassVar[bool] = True
+    size: int = 9
+    shown: float = 0.4
+
+    def generate(self, rng: np.random.Generator) -> Instance:
+        full = "".join(str(k + 1) for k in rng.permutation(self.size).tolist())
+        given = _reveal(rng, full, self.shown)
+        return Instance(task=self.id, prompt=f"permutation {given}=", data=(given,), example=full)
+
+    def check(self, instance: Instance, answer: str) -> bool:
+        (given,) = instance.data
+        every = "".join(str(k + 1) for k in range(len(given)))
+        return _keeps(answer, given) and _sorted(answer) == every
+
+    def solve(self, instance: Instance) -> str:
+        (given,) = instance.data
+        left = iter(str(k + 1) for k in range(len(given)) if str(k + 1) not in given)
+        return "".join(c if c != "." else next(left) for c in given)
+
+    def log10_space(self) -> float:
+        # A prompt shows k of n digits at k of n places, for k near shown * n.
+        likely = range(math.floor(self.shown * self.size), math.ceil(self.shown * self.size) + 1)
+        return math.log10(sum(math.comb(self.size, k) * math.perm(self.size, k) for k in likely))
