@@ -1,0 +1,1 @@
+"""Masked diffusion language models: decoding on one canvas, and training."""

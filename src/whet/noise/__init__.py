@@ -1,0 +1,1 @@
+"""Noise processes: how data are corrupted, and the objectives that undo it."""

@@ -1,0 +1,1 @@
+"""The YAML recipes that made the zoo's weights."""
