@@ -1,0 +1,133 @@
+"""Decoders through transformers' front door: `model.generate(ids, custom_generate=soar, ...)`.
+
+One shim serves every decoder: it is generated from the decoder's options. transformers finds a
+callable's own options by its signature, so they must be named parameters there. The host's names
+are mapped onto ours: `max_new_tokens` is the canvas, `do_sample`/`temperature` the temperature,
+`guidance_scale` the guidance (l_u + g (l_c - l_u), hence cfg_scale = g - 1).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.utils import ModelOutput
+
+from whet.dlm.options import DecodeOptions
+from whet.dlm.trace import Trace
+from whet.errors import OptionError
+
+# transformers takes these for itself before a callable could see them.
+_HOST = ("temperature",)
+
+
+@dataclass
+class DenoiseOutput(ModelOutput):  # type: ignore[misc]
+    """What `return_dict_in_generate=True` gives: sequences [P, L] and the trace."""
+
+    sequences: Tensor | None = None
+    trace: Trace | None = None
+
+
+def custom_generate(options_class: type[DecodeOptions], name: str) -> Callable[..., Any]:
+    """The `custom_generate` callable of a decoder.
+
+    Its keyword arguments are the fields of `options_class` (temperature excepted, which is
+    transformers' own), `on_commit` and `requests`.
+    """
+    own = [f for f in dataclasses.fields(options_class) if f.name not in _HOST]
+
+    def decode(
+        model: Any,
+        input_ids: Tensor,
+        logits_processor: Any = None,
+        stopping_criteria: Any = None,
+        generation_config: Any = None,
+        **given: Any,
+    ) -> Tensor | DenoiseOutput:
+        from whet.dlm.canvas import denoise
+        from whet.models.denoiser import Denoiser
+
+        settings = {f.name: given.pop(f.name) for f in own if f.name in given}
+        settings |= _host_settings(generation_config, settings)
+        _refuse(logits_processor, generation_config)
+        options = options_class(**settings)
+        denoiser = Denoiser.of(model)
+        mask = given.pop("attention_mask", None)
+        for row, ids in enumerate(input_ids):
+            kept = ids if mask is None else ids[mask[row].bool().to(ids.device)]
+            denoiser.check_prompt(kept, f"prompt {row + 1}")
+        length = generation_config.max_length - input_ids.shape[1]
+        canvas = append_masks(input_ids, length, denoiser.mask_token_id)
+        if mask is not None:
+            mask = append_masks(mask.long(), length, 1)
+        tokens, trace = denoise(
+            denoiser,
+            canvas,
+            mask,
+            options=options,
+            start=input_ids.shape[1],
+            on_commit=given.pop("on_commit", None),
+            requests=given.pop("requests", None),
+        )
+        if generation_config.return_dict_in_generate:
+            return DenoiseOutput(sequences=tokens, trace=trace)
+        return tokens
+
+    decode.__name__ = decode.__qualname__ = name
+    decode.__doc__ = (
+        f"`model.generate(ids, custom_generate={name}, ...)`; options: "
+        f"`{options_class.__module__}.{options_class.__name__}`."
+    )
+    decode.__signature__ = _signature(own)  # type: ignore[attr-defined]
+    return decode
+
+
+def append_masks(ids: Tensor, length: int, fill: int) -> Tensor:
+    """[P, L] -> [P, L + length], the new columns holding `fill`."""
+    return torch.cat((ids, ids.new_full((ids.shape[0], length), fill)), -1)
+
+
+def _signature(own: list[Any]) -> inspect.Signature:
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    names = ("model", "input_ids", "logits_processor", "stopping_criteria", "generation_config")
+    parameters = [inspect.Parameter(n, kind) for n in names]
+    only = inspect.Parameter.KEYWORD_ONLY
+    parameters += [inspect.Parameter(f.name, only, default=f.default) for f in own]
+    parameters += [inspect.Parameter(n, only, default=None) for n in ("on_commit", "requests")]
+    parameters.append(inspect.Parameter("model_kwargs", inspect.Parameter.VAR_KEYWORD))
+    return inspect.Signature(parameters)
+
+
+def _host_settings(config: Any, given: dict[str, Any]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    if config.do_sample:
+        out["temperature"] = config.temperature if config.temperature is not None else 1.0
+    guidance = config.guidance_scale
+    if guidance is not None and guidance != 1:
+        if "cfg_scale" in given:
+            raise OptionError("give guidance_scale or cfg_scale, not both")
+        out["cfg_scale"] = guidance - 1.0
+    return out
+
+
+def _refuse(logits_processor: Any, config: Any) -> None:
+    for name in ("top_p", "top_k", "num_beams", "num_return_sequences", "repetition_penalty"):
+        value, neutral = getattr(config, name, None), 0 if name == "top_k" else 1
+        default_top_k = name == "top_k" and value == 50  # transformers' silent default
+        if value not in (None, neutral, float(neutral)) and not default_top_k:
+            raise OptionError(f"{name}={value} is not supported by whet's diffusion decoders")
+    foreign = [
+        type(p).__name__
+        for p in (logits_processor or [])
+        if not type(p).__module__.startswith("transformers.")
+    ]
+    if foreign:
+        raise OptionError(
+            f"logits_processor {foreign[0]} is not supported: decoders work on canvases"
+        )

@@ -1,0 +1,165 @@
+"""Texts in, texts out: prompts become canvases, canvases are decoded in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from whet.dlm.canvas import denoise
+from whet.dlm.eos import is_eos
+from whet.dlm.options import DecodeOptions
+from whet.dlm.state import Rows
+from whet.dlm.trace import Trace
+from whet.errors import InputError, OptionError
+from whet.models.denoiser import Denoiser
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One decoded prompt.
+
+    text: what follows the prompt, up to the end-of-text token. tokens: the whole region filled.
+    steps, rows: what the prompt took part in. answer_steps, answer_rows: the same without steps
+    that committed nothing but filling behind the end of the text. answer_tokens: tokens up to and
+    with the end-of-text token. trace, index: the batch's trace and the prompt's place in it.
+    """
+
+    prompt: str
+    text: str
+    tokens: list[int]
+    steps: int
+    rows: int
+    answer_steps: int
+    answer_rows: int
+    answer_tokens: int
+    trace: Trace | None
+    index: int
+
+
+def generate_texts(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    *,
+    options: DecodeOptions,
+    gen_length: int,
+    batch_size: int = 32,
+    chat: bool = False,
+    requests: Sequence[int] | None = None,
+    on_commit: Callable[[int, Rows], None] | None = None,
+) -> Iterator[Completion]:
+    """Decode prompts in batches, yielding completions in order as batches finish.
+
+    Errors: OptionError for gen_length or batch_size below 1; InputError for a prompt that is
+    empty, too long, or holds mask tokens or unknown ids.
+    """
+    for name, value in (("gen_length", gen_length), ("batch_size", batch_size)):
+        if value < 1:
+            raise OptionError(f"{name}={value} must be at least 1")
+    denoiser = Denoiser.of(model, tokenizer)
+    names = list(requests) if requests is not None else list(range(len(prompts)))
+    encoded = [encode_prompt(denoiser, tokenizer, p, gen_length, chat=chat) for p in prompts]
+    for lo in range(0, len(prompts), batch_size):
+        part = slice(lo, lo + batch_size)
+        canvas, mask = left_pad(encoded[part], denoiser, gen_length)
+        tokens, trace = denoise(
+            denoiser,
+            canvas,
+            mask,
+            options=options,
+            start=canvas.shape[1] - gen_length,
+            on_commit=on_commit,
+            requests=names[part],
+        )
+        yield from completions(
+            prompts[part], tokens[:, -gen_length:].cpu(), trace, tokenizer, denoiser
+        )
+
+
+def encode_prompt(
+    denoiser: Denoiser, tokenizer: Any, prompt: str, gen_length: int, *, chat: bool = False
+) -> Int[Tensor, " T"]:
+    """Token ids of a prompt, checked. `chat` wraps it in the tokenizer's chat template."""
+    if chat:
+        if not tokenizer.chat_template:
+            raise OptionError("the tokenizer has no chat template: leave --chat off")
+        message = [{"role": "user", "content": prompt}]
+        prompt = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    ids = torch.tensor(tokenizer(prompt, add_special_tokens=False)["input_ids"], dtype=torch.long)
+    denoiser.check_prompt(ids)
+    unknown = tokenizer.unk_token_id
+    if unknown is not None and bool((ids == unknown).any()):
+        odd = next((c for c in prompt if tokenizer(c)["input_ids"] == [unknown]), "?")
+        raise InputError(f"prompt holds {odd!r}, which the model's tokenizer does not know")
+    if len(ids) + gen_length > denoiser.context_length:
+        raise InputError(
+            f"prompt of {len(ids)} tokens and gen_length={gen_length} exceed the model's context "
+            f"of {denoiser.context_length}"
+        )
+    return ids
+
+
+def left_pad(
+    prompts: Sequence[Tensor], denoiser: Denoiser, gen_length: int
+) -> tuple[Int[Tensor, "P L"], Bool[Tensor, "P L"]]:
+    """Canvases with ragged prompts padded on the left, and their attention mask."""
+    longest = max(map(len, prompts))
+    canvas = torch.full((len(prompts), longest + gen_length), denoiser.mask_token_id)
+    mask = torch.ones(canvas.shape, dtype=torch.bool)
+    for row, ids in enumerate(prompts):
+        gap = longest - len(ids)
+        canvas[row, :gap] = denoiser.pad_token_id
+        mask[row, :gap] = False
+        canvas[row, gap:longest] = ids
+    return canvas, mask
+
+
+def completions(
+    prompts: Sequence[str],
+    region: Int[Tensor, "P G"],
+    trace: Trace,
+    tokenizer: Any,
+    denoiser: Denoiser,
+) -> Iterator[Completion]:
+    """Cut texts at the end-of-text token and count what they cost."""
+    ended = is_eos(region, denoiser.eos_token_ids).cumsum(-1)
+    # The first EOS belongs to the answer: without it the text would not end there.
+    useful = ended - is_eos(region, denoiser.eos_token_ids).long() == 0
+    answer_steps, answer_rows = trace.spent_on(useful)
+    for i, prompt in enumerate(prompts):
+        ids = region[i].tolist()
+        yield Completion(
+            prompt=prompt,
+            text=tokenizer.decode(region[i][ended[i] == 0].tolist(), skip_special_tokens=False),
+            tokens=ids,
+            steps=int(trace.steps[i]),
+            rows=int(trace.prompt_rows[i]),
+            answer_steps=int(answer_steps[i]),
+            answer_rows=int(answer_rows[i]),
+            answer_tokens=int(useful[i].sum()),
+            trace=trace,
+            index=i,
+        )
+
+
+def infill(model: Any, tokenizer: Any, text: str, *, options: DecodeOptions) -> tuple[str, Trace]:
+    """Fill every mask token in a text (`tokenizer.mask_token`), keeping all else.
+
+    Errors: InputError where the text has no gap, or starts with one in a shifted model.
+    """
+    denoiser = Denoiser.of(model, tokenizer)
+    ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
+    gaps = ids[0] == denoiser.mask_token_id
+    if not bool(gaps.any()):
+        raise InputError(
+            f"the text has no gap: mark each missing token with {tokenizer.mask_token}"
+        )
+    if denoiser.traits.shift and bool(gaps[0]):
+        raise InputError("the first token of a shifted model (Dream) must be given")
+    tokens, trace = denoise(denoiser, ids, options=options)
+    return tokenizer.decode(tokens[0].tolist(), skip_special_tokens=False), trace

@@ -1,0 +1,55 @@
+"""Threshold-parallel decoding: commit everything the model is sure of, at least one per step.
+
+Source: Fast-dLLM, arXiv 2505.22618, section 3.3: the most confident position always, plus all with
+confidence >= threshold. A threshold above every confidence is greedy decoding; a threshold at the
+bottom of the range fills a window in one forward.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from whet.dlm.options import DecodeOptions
+from whet.dlm.schedule import Windows
+from whet.dlm.select import one_each, ranks
+from whet.dlm.shim import custom_generate
+from whet.dlm.state import Proposal, Rows, Successors
+from whet.dlm.stop import Stopper, when_best_complete
+from whet.layers.sampling import check_threshold
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threshold(DecodeOptions):
+    """threshold: in the range of `confidence` (0 to 1 for `prob`)."""
+
+    threshold: float = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_threshold(self.threshold, self.confidence)
+
+    def selector(self, windows: Windows) -> ThresholdSelector:
+        return ThresholdSelector(self.threshold)
+
+
+@dataclass(frozen=True)
+class ThresholdSelector:
+    """Commit what reaches the threshold, and the most confident position in any case."""
+
+    threshold: float
+    stopper: Stopper = when_best_complete
+
+    def select(self, rows: Rows, proposal: Proposal) -> Successors:
+        sure = proposal.confidence >= self.threshold
+        first = ranks(proposal.confidence, proposal.candidates) == 0
+        return one_each((sure | first) & proposal.candidates)
+
+    def keep(
+        self, before: Rows, successors: Successors, after: Rows, masks: Tensor
+    ) -> Tensor | None:
+        return None
+
+
+threshold = custom_generate(Threshold, "threshold")

@@ -1,0 +1,67 @@
+"""What a decoding did: in which step and how surely each token was committed, and what it cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass
+class Trace:
+    """Of a batch of P prompts with G positions to fill.
+
+    forwards: model calls of the whole batch. rows: canvases sent through the model. tokens:
+    committed tokens. commit_step: [P, G], the step (from 0) that committed each token of the
+    result, -1 for given ones. confidence: [P, G]. rows_per_step: [T, P], canvases each prompt sent
+    in each step; 0 once it is finished.
+    """
+
+    forwards: int = 0
+    rows: int = 0
+    commit_step: Int[Tensor, "P G"] = field(default_factory=lambda: torch.empty(0, 0).long())
+    confidence: Float[Tensor, "P G"] = field(default_factory=lambda: torch.empty(0, 0))
+    rows_per_step: Int[Tensor, "T P"] = field(default_factory=lambda: torch.empty(0, 0).long())
+
+    @property
+    def steps(self) -> Int[Tensor, " P"]:
+        """Steps in which each prompt took part."""
+        return (self.rows_per_step > 0).sum(0)
+
+    @property
+    def prompt_rows(self) -> Int[Tensor, " P"]:
+        """Canvases each prompt sent through the model."""
+        return self.rows_per_step.sum(0)
+
+    def spent_on(self, useful: Bool[Tensor, "P G"]) -> tuple[Tensor, Tensor]:
+        """Steps and rows per prompt, leaving out steps that committed no `useful` token.
+
+        With `useful` = tokens up to the end of the answer, EOS filling does not count as speed.
+        A beam's steps are those of its winner.
+        """
+        counted = torch.zeros_like(self.rows_per_step, dtype=torch.bool)
+        prompt, position = (useful & (self.commit_step >= 0)).nonzero(as_tuple=True)
+        counted[self.commit_step[prompt, position], prompt] = True
+        return counted.sum(0), (self.rows_per_step * counted).sum(0)
+
+    def as_json(self, prompt: int, tokens: list[int], texts: list[str]) -> dict[str, Any]:
+        """One prompt's decoding as JSON: per step its rows and what the result got from it."""
+        steps: list[dict[str, Any]] = []
+        order = self.commit_step[prompt].tolist()
+        confidence = self.confidence[prompt].tolist()
+        for step in range(int(self.steps[prompt])):
+            positions = [i for i, s in enumerate(order) if s == step]
+            steps.append(
+                {
+                    "step": step,
+                    "rows": int(self.rows_per_step[step, prompt]),
+                    "positions": positions,
+                    "tokens": [tokens[i] for i in positions],
+                    "texts": [texts[i] for i in positions],
+                    "confidences": [round(confidence[i], 6) for i in positions],
+                }
+            )
+        return {"steps": steps, "forwards": len(steps), "rows": int(self.prompt_rows[prompt])}

@@ -1,0 +1,67 @@
+"""What every test shares: one thread, checked tensor annotations, two tiny masked LMs."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tests never reach the hub; without this a wrong local name would wait for the network.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+# Annotated shapes and dtypes are checked at every call; whet must not be imported before this.
+install_import_hook(
+    ["whet.dlm", "whet.noise", "whet.layers", "whet.models.denoiser", "whet.data"],
+    "beartype.beartype",
+)
+
+torch.set_num_threads(1)
+
+VOCAB, MASK, EOS = 40, 39, 0
+
+
+@pytest.fixture
+def tiny_llada():
+    """A LLaDA of two layers in float64, with grouped keys; mask id 39, EOS and padding 0."""
+    from whet.models.llada import LLaDAConfig, LLaDAModelLM
+
+    torch.manual_seed(0)
+    config = LLaDAConfig(
+        d_model=32,
+        n_heads=4,
+        n_kv_heads=2,
+        n_layers=2,
+        mlp_hidden_size=48,
+        vocab_size=VOCAB,
+        max_sequence_length=64,
+        rope_theta=10000.0,
+        init_std=0.2,
+        mask_token_id=MASK,
+        eos_token_id=EOS,
+        pad_token_id=EOS,
+    )
+    return LLaDAModelLM(config).double().eval()
+
+
+@pytest.fixture
+def tiny_dream():
+    """A Dream of two layers in float64, with grouped keys; mask id 39, EOS and padding 0."""
+    from whet.models.dream import DreamConfig, DreamModel
+
+    torch.manual_seed(0)
+    config = DreamConfig(
+        hidden_size=32,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_hidden_layers=2,
+        intermediate_size=48,
+        vocab_size=VOCAB,
+        max_position_embeddings=64,
+        rope_theta=10000.0,
+        initializer_range=0.2,
+        mask_token_id=MASK,
+        eos_token_id=EOS,
+        pad_token_id=EOS,
+    )
+    return DreamModel(config).double().eval()
