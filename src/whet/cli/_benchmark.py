@@ -1,0 +1,159 @@
+"""What `whet benchmark decode` does: watch, run, record, and make a page to look at."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from whet.bench.decoding import (
+    DecoderArm,
+    Example,
+    compare,
+    examples,
+    item_columns,
+    record_arm,
+    run_arms,
+)
+from whet.cli._live import CanvasLive, visible
+from whet.dlm.texts import generate_texts
+from whet.evaluate import Problem, draw_problems
+from whet.measure.items import save_items
+from whet.measure.record import Record, new_record, save
+from whet.report.canvas import Canvas, CanvasRun
+from whet.report.page import render_page, write_page
+from whet.report.pages import frontier_of
+from whet.report.tables import arms_table, print_table
+from whet.tasks import Task
+
+_EXAMPLES = 6
+
+
+@dataclass
+class DecodeBenchmark:
+    """One run of the verb."""
+
+    model_name: str
+    model: Any
+    tokenizer: Any
+    tasks: list[Task]
+    arms: list[DecoderArm]
+    n: int
+    gen_length: int
+    batch_size: int
+    problem_seed: int
+
+    def __post_init__(self) -> None:
+        self.asked: list[Problem] = draw_problems(self.tasks, self.n, seed=self.problem_seed)
+
+    def watch(self, count: int) -> None:
+        """Show problems being solved by every decoder, one decoder after the other."""
+        console = Console(stderr=True, highlight=False)
+        console.print("[bold]Fresh problems, decoded side by side[/] (orange unsure, blue sure)")
+        view = CanvasLive(console, self.tokenizer, gen_length=self.gen_length, delay=0.06)
+        with view:
+            for index, problem in enumerate(self.asked[:count]):
+                for arm in self.arms:
+                    prompt = problem.instance.prompt
+                    watch = view.watch([arm.name[:16]], [prompt]) if console.is_terminal else None
+                    [done] = generate_texts(
+                        self.model,
+                        self.tokenizer,
+                        [prompt],
+                        options=arm.options,
+                        gen_length=self.gen_length,
+                        requests=[index],
+                        on_commit=watch,
+                    )
+                    if watch is None:
+                        right = problem.task.correct(problem.instance, done.text)
+                        mark = "valid" if right else "wrong"
+                        console.print(
+                            f"{arm.name[:26]:<26} {prompt}{done.text}  {done.steps} steps, {mark}",
+                            soft_wrap=True,
+                            markup=False,
+                        )
+
+    def run(self, out: Path, name: str, *, on_batch: Callable[[int], None]) -> Record:
+        """Run all arms, write items and record."""
+        results = run_arms(
+            self.model,
+            self.tokenizer,
+            self.asked,
+            self.arms,
+            gen_length=self.gen_length,
+            batch_size=self.batch_size,
+            on_batch=on_batch,
+        )
+        first = results[self.arms[0].name]
+        items = save_items(out / f"{name}.items.json", item_columns(self.asked, results))
+        record = new_record(
+            "benchmark decode",
+            title=f"Decoders on {self.model_name}: {', '.join(t.id for t in self.tasks)}",
+            level="gpu" if next(self.model.parameters()).is_cuda else "cpu",
+            seeds={"problems": self.problem_seed},
+            settings={
+                "model": self.model_name,
+                "gen_length": self.gen_length,
+                "batch_size": self.batch_size,
+                "problems": len(self.asked),
+            },
+            arms=[record_arm(r) for r in results.values()],
+            items=items,
+            comparisons=[c for r in results.values() if r is not first for c in compare(r, first)],
+            notes=[
+                "Problems are of the test split, which training never draws.",
+                "forwards and rows per problem; steps behind the end of an answer do not count.",
+            ],
+        )
+        save(record, out / f"{name}.json")
+        return record
+
+    def show(self, record: Record, out: Path, name: str, *, json: bool) -> None:
+        """Table (or JSON), and the page."""
+        if json:
+            sys.stdout.write(record.model_dump_json(indent=1) + "\n")
+        else:
+            print_table(arms_table(record))
+        page = out / f"{name}.html"
+        svg = frontier_of(record)
+        shown = examples(
+            self.model,
+            self.tokenizer,
+            self.asked[:_EXAMPLES],
+            self.arms,
+            gen_length=self.gen_length,
+        )
+        write_page(
+            page,
+            render_page(
+                [(name, record)],
+                title="Masked-diffusion decoders, side by side",
+                plots=[] if svg is None else [("Up and left is better.", svg)],
+                canvases=[self._canvas(e) for e in shown],
+            ),
+        )
+        if not json:
+            print(f"report page: {page}")
+
+    def _canvas(self, example: Example) -> Canvas:
+        runs = []
+        for arm, done, correct in example.runs:
+            assert done.trace is not None
+            runs.append(
+                CanvasRun(
+                    name=arm.name,
+                    tokens=[visible(self.tokenizer, t) for t in done.tokens],
+                    commit_step=done.trace.commit_step[done.index].tolist(),
+                    confidence=[
+                        min(1.0, max(0.0, c)) for c in done.trace.confidence[done.index].tolist()
+                    ],
+                    steps=done.steps,
+                    correct=correct,
+                )
+            )
+        return Canvas(prompt=example.problem.instance.prompt, decoders=runs)

@@ -1,0 +1,96 @@
+"""Options that several verbs share, and small helpers for the screen."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from whet.dlm.options import DecodeOptions
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ModelFlags:
+    """Which model, and how to hold it."""
+
+    model: Annotated[str, Parameter(help="Zoo name, directory or hub name.")] = "tiny-dlm"
+    device: Annotated[str, Parameter(help="cpu, cuda, mps, …")] = "cpu"
+    dtype: Annotated[str, Parameter(help="auto, float32, float64, bfloat16 or float16.")] = "auto"
+
+    def load(self) -> tuple[Any, Any]:
+        """Model and tokenizer. Errors: those of `whet.load`."""
+        import torch
+
+        import whet
+        from whet.errors import OptionError
+        from whet.models.loading import check_dtype
+
+        dtype = check_dtype(self.dtype)
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise OptionError(f"device={self.device!r} cannot be used: {reason}") from error
+        quiet_transformers()
+        return whet.load(self.model, dtype=dtype, device=self.device)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class DecoderFlags:
+    """A decoder and its settings; a flag that the decoder does not have is an error."""
+
+    decoder: Annotated[
+        str, Parameter(help="NAME or NAME:key=value,…; `whet methods` lists them.")
+    ] = "low-confidence"
+    block_length: Annotated[int | None, Parameter(help="Positions per window.")] = None
+    steps: Annotated[int | None, Parameter(help="Forwards in all (low-confidence, random).")] = None
+    threshold: Annotated[float | None, Parameter(help="Confidence that counts as sure.")] = None
+    beam_width: Annotated[int | None, Parameter(help="Hypotheses kept (soar, pbs).")] = None
+    max_parallel: Annotated[int | None, Parameter(help="Most tokens per step (soar).")] = None
+    score: Annotated[str | None, Parameter(help="mean or sum (soar, pbs).")] = None
+    variant: Annotated[str | None, Parameter(help="paper, llada or dream (soar).")] = None
+    confidence: Annotated[str | None, Parameter(help="prob, margin or neg_entropy.")] = None
+    temperature: Annotated[float | None, Parameter(help="0 takes the most likely token.")] = None
+    cfg_scale: Annotated[float | None, Parameter(help="Guidance; 0 is off.")] = None
+    eos: Annotated[str | None, Parameter(help="none, suppress, defer or early_stop.")] = None
+    softmax: Annotated[str | None, Parameter(help="float32 or float64.")] = None
+    seed: Annotated[int | None, Parameter(help="Of all noise.")] = None
+
+    def options(self) -> DecodeOptions:
+        """The decoder's options. Errors: OptionError as in `decoder_options`."""
+        from whet.dlm.decoders import decoder_options
+
+        given = {
+            f.name: str(value)
+            for f in dataclasses.fields(self)
+            if f.name != "decoder" and (value := getattr(self, f.name)) is not None
+        }
+        return decoder_options(self.decoder, given)
+
+
+def quiet_transformers() -> None:
+    """No progress bars and advice from transformers between our own lines."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+@contextlib.contextmanager
+def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr; call the yielded function with how much is done. Silent off a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda done: bar.update(task, completed=done)

@@ -1,0 +1,223 @@
+"""What `whet generate` does: read prompts, decode in batches, write each batch as it is done."""
+
+from __future__ import annotations
+
+import json as json_module
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from rich.console import Console
+
+from whet._io import write_json
+from whet.cli._common import progress
+from whet.cli._live import CanvasLive, visible
+from whet.dlm.options import DecodeOptions
+from whet.dlm.texts import Completion, encode_prompt, generate_texts, infill
+from whet.errors import InputError
+from whet.models.denoiser import Denoiser
+
+
+@dataclass(frozen=True)
+class Line:
+    """A prompt, its name, and the number that keys its noise; or why it cannot be used."""
+
+    id: str
+    prompt: str
+    request: int
+    problem: str | None = None
+
+
+def read_prompts(arguments: Sequence[str], source: Path | None, output: Path | None) -> list[Line]:
+    """Prompts from arguments, a JSONL file or stdin, less those that `output` already holds.
+
+    A broken line of a JSONL file keeps its place and carries its problem.
+    Errors: InputError where there is nothing to read, or two sources are given.
+    """
+    if arguments and source is not None:
+        raise InputError("give prompts as arguments or with --input, not both")
+    if arguments:
+        lines = [Line(str(i), text, i) for i, text in enumerate(arguments)]
+    elif source is not None:
+        try:
+            text = source.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read {source}: {error}") from error
+        lines = [_parse(n, t) for n, t in enumerate(text.splitlines(), 1) if t.strip()]
+    else:
+        lines = [Line(str(i), t.rstrip("\n"), i) for i, t in enumerate(sys.stdin) if t.strip()]
+    if not lines:
+        raise InputError("no prompt: give one as an argument, on stdin or with --input FILE.jsonl")
+    finished = _finished(output)
+    return [line for line in lines if line.id not in finished]
+
+
+def _parse(number: int, text: str) -> Line:
+    request = number - 1
+    try:
+        value = json_module.loads(text)
+    except ValueError:
+        return Line(str(request), "", request, f"line {number} is not JSON")
+    if not isinstance(value, dict) or not isinstance(value.get("prompt"), str):
+        return Line(str(request), "", request, f'line {number} has no text under "prompt"')
+    return Line(str(value.get("id", request)), value["prompt"], request)
+
+
+def _finished(output: Path | None) -> set[str]:
+    """Ids already written; a half-written last line (a kill) is cut off and done again."""
+    if output is None or not output.is_file():
+        return set()
+    text = output.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        with output.open("r+", encoding="utf-8") as file:
+            file.truncate(len(whole.encode()))
+    try:
+        return {str(json_module.loads(line)["id"]) for line in whole.splitlines() if line.strip()}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{output} exists and is no output of `whet generate`") from error
+
+
+@dataclass
+class Job:
+    """One run of the verb. Finished lines are on disk before the next batch begins."""
+
+    model: Any
+    tokenizer: Any
+    options: DecodeOptions
+    gen_length: int
+    batch_size: int
+    chat: bool
+    infill: bool
+    output: Path | None
+    trace: Path | None
+    live: bool | None
+    delay: float
+    json: bool
+    traces: list[dict[str, Any]] = field(default_factory=list)
+    console: Console = field(default_factory=lambda: Console(stderr=True, highlight=False))
+
+    def run(self, lines: Sequence[Line]) -> None:
+        """Decode every usable line; report the others at the end.
+
+        Errors: InputError naming unusable lines, after the rest is done; where nothing else than
+        one bad prompt was asked for, its problem is the error.
+        """
+        denoiser = Denoiser.of(self.model, self.tokenizer)
+        usable, problems = self._check(lines, denoiser)
+        sink = self._open()
+        try:
+            if self.infill:
+                self._infill(usable, sink)
+            else:
+                self._generate(usable, sink)
+        finally:
+            if sink is not None:
+                sink.close()
+            if self.trace is not None and self.traces:
+                write_json(self.trace, self.traces)
+        if problems:
+            raise InputError("; ".join(problems))
+
+    def _check(self, lines: Sequence[Line], denoiser: Denoiser) -> tuple[list[Line], list[str]]:
+        usable, problems = [], []
+        for line in lines:
+            problem = line.problem
+            if problem is None and not self.infill:
+                try:
+                    encode_prompt(
+                        denoiser, self.tokenizer, line.prompt, self.gen_length, chat=self.chat
+                    )
+                except InputError as error:
+                    problem = f"line {line.request + 1}: {error}" if len(lines) > 1 else str(error)
+            if problem is None:
+                usable.append(line)
+            else:
+                problems.append(problem)
+        return usable, problems
+
+    def _open(self) -> IO[str] | None:
+        if self.output is None:
+            return None
+        try:
+            self.output.parent.mkdir(parents=True, exist_ok=True)
+            return self.output.open("a", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"cannot write {self.output}: {error.strerror}") from error
+
+    def _generate(self, lines: list[Line], sink: IO[str] | None) -> None:
+        live = self.console.is_terminal and sink is None if self.live is None else self.live
+        if live:
+            view = CanvasLive(
+                self.console, self.tokenizer, gen_length=self.gen_length, delay=self.delay
+            )
+            with view:
+                for batch in self._batches(lines):
+                    watch = view.watch([line.id for line in batch], [p.prompt for p in batch])
+                    self._batch(batch, sink, watch)
+            return
+        with progress("generate", len(lines)) as done:
+            for count, batch in enumerate(self._batches(lines)):
+                self._batch(batch, sink, None)
+                done(count * self.batch_size + len(batch))
+
+    def _batches(self, lines: list[Line]) -> Iterable[list[Line]]:
+        size = max(1, self.batch_size)
+        return (lines[k : k + size] for k in range(0, len(lines), size))
+
+    def _batch(self, batch: list[Line], sink: IO[str] | None, on_commit: Any) -> None:
+        done = generate_texts(
+            self.model,
+            self.tokenizer,
+            [line.prompt for line in batch],
+            options=self.options,
+            gen_length=self.gen_length,
+            batch_size=self.batch_size,
+            chat=self.chat,
+            requests=[line.request for line in batch],
+            on_commit=on_commit,
+        )
+        for line, completion in zip(batch, list(done), strict=True):
+            self._emit(line, completion, sink)
+        if sink is not None:
+            self._sync(sink)
+
+    def _infill(self, lines: list[Line], sink: IO[str] | None) -> None:
+        with progress("infill", len(lines)) as done:
+            for count, line in enumerate(lines, 1):
+                text, trace = infill(self.model, self.tokenizer, line.prompt, options=self.options)
+                steps, rows = int(trace.steps[0]), int(trace.prompt_rows[0])
+                self._write(line, text, steps, rows, sink)
+                if sink is not None:
+                    self._sync(sink)
+                done(count)
+
+    def _emit(self, line: Line, completion: Completion, sink: IO[str] | None) -> None:
+        if self.trace is not None and completion.trace is not None:
+            texts = [visible(self.tokenizer, t) for t in completion.tokens]
+            detail = completion.trace.as_json(completion.index, completion.tokens, texts)
+            self.traces.append({"id": line.id, "prompt": line.prompt, **detail})
+        self._write(line, completion.text, completion.steps, completion.rows, sink)
+
+    def _write(self, line: Line, text: str, steps: int, rows: int, sink: IO[str] | None) -> None:
+        value = {"id": line.id, "prompt": line.prompt, "text": text, "steps": steps, "rows": rows}
+        encoded = json_module.dumps(value, ensure_ascii=False) + "\n"
+        if sink is not None:
+            sink.write(encoded)
+        elif self.json:
+            sys.stdout.write(encoded)
+        else:
+            sys.stdout.write(text + "\n")
+
+    def _sync(self, sink: IO[str]) -> None:
+        try:
+            sink.flush()
+            os.fsync(sink.fileno())
+        except OSError as error:
+            raise InputError(
+                f"cannot write {self.output}: {error.strerror}; lines before are kept, "
+                "the same command goes on where it stopped"
+            ) from error

@@ -1,0 +1,57 @@
+"""`whet reproduce NAME`: the small-scale proof of one paper's claim."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from whet.cli._common import progress, quiet_transformers
+
+app = App(name="reproduce", help_epilogue="Example: `whet reproduce soar --quick`")
+
+
+@app.default
+def reproduce(
+    name: str,
+    *,
+    quick: Annotated[bool, Parameter(help="Fewer problems, for a look; level `smoke`.")] = False,
+    out: Annotated[Path, Parameter(help="Folder of records.")] = Path("results/reproduce"),
+    page: Annotated[bool, Parameter(help="Write NAME.html beside the record.")] = False,
+    json: bool = False,
+) -> None:
+    """Run a method's proof: baseline, method and control arms in one run; write its record.
+
+    Parameters
+    ----------
+    name
+        A method with a proof, from `whet methods`.
+    json
+        Print the record as JSON instead of tables.
+    """
+    import sys
+
+    from whet import catalogue
+    from whet.measure.record import save
+    from whet.report.page import write_page
+    from whet.report.pages import from_folder
+    from whet.report.tables import arms_table, claims_table, print_table
+
+    proof = catalogue.resolve(name, "reproduce")
+    method = catalogue.get(name)
+    quiet_transformers()
+    with progress(f"reproduce {method.id}", 1000) as done:
+        record = proof.run(
+            quick=quick, out=out, on_progress=lambda share: done(round(1000 * share))
+        )
+    path = out / f"{method.id}.json"
+    save(record, path)
+    if json:
+        sys.stdout.write(record.model_dump_json(indent=1) + "\n")
+    else:
+        print_table(arms_table(record))
+        print_table(claims_table(record))
+        print(path)
+    if page:
+        write_page(path.with_suffix(".html"), from_folder(path, title=record.title))
