@@ -10,10 +10,12 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
+import tests.typecheck  # noqa: F401 - the hook below names it
+
 # Annotated shapes and dtypes are checked at every call; whet must not be imported before this.
 install_import_hook(
     ["whet.dlm", "whet.noise", "whet.layers", "whet.models.denoiser", "whet.data"],
-    "beartype.beartype",
+    "tests.typecheck.checked",
 )
 
 torch.set_num_threads(1)

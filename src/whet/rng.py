@@ -37,7 +37,8 @@ def keyed(seed: int, *keys: Key) -> np.random.Generator:
 def keyed_torch(seed: int, *keys: Key) -> torch.Generator:
     """A CPU torch generator for the stream named by `seed` and `keys`.
 
-    Draw on the CPU and move: the numbers are then the same on every device.
+    Draw on the CPU and move: the numbers are then the same on every device. torch's CPU generator
+    keeps 32 bits of a seed, so among very many streams two may coincide; `keyed` has no such limit.
     """
     import torch
 

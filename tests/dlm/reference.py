@@ -11,7 +11,9 @@ def _proposals(denoiser, sequence, positions):
     logits = denoiser.logits(sequence[None], None, rows, torch.tensor(positions))
     probs = logits.double().softmax(-1)
     best = probs.max(-1)
-    return dict(zip(positions, zip(best.values.tolist(), best.indices.tolist(), strict=True), strict=True))
+    return dict(
+        zip(positions, zip(best.values.tolist(), best.indices.tolist(), strict=True), strict=True)
+    )
 
 
 def soar(

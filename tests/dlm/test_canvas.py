@@ -5,9 +5,9 @@ import itertools
 
 import pytest
 import torch
-from tests.conftest import EOS, MASK, VOCAB
 from transformers.modeling_outputs import BaseModelOutput
 
+from tests.conftest import EOS, MASK, VOCAB
 from whet import catalogue
 from whet.dlm.canvas import denoise
 from whet.dlm.decoders import decoder_options
@@ -184,9 +184,7 @@ def test_guidance_of_scale_zero_is_no_guidance_and_above_matches_the_formula(tin
     def zero(denoiser, attention_mask, given):
         return GuidedProvider(denoiser, attention_mask, given & attention_mask, 0.0)
 
-    same, trace = denoise(
-        tiny_llada, canvas, mask, options=options, start=5, make_provider=zero
-    )
+    same, trace = denoise(tiny_llada, canvas, mask, options=options, start=5, make_provider=zero)
     assert torch.equal(plain, same)
     assert trace.rows == 2 * int(trace.rows_per_step.sum())
 

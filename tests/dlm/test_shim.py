@@ -4,8 +4,8 @@ from functools import partial
 
 import pytest
 import torch
-from tests.conftest import MASK
 
+from tests.conftest import MASK
 from whet.dlm.canvas import denoise
 from whet.dlm.low_confidence import LowConfidence, low_confidence, random_order
 from whet.dlm.shim import DenoiseOutput
@@ -109,7 +109,7 @@ def test_guidance_scale_is_cfg_scale_plus_one(model):
         ({"custom_generate": soar, "num_beams": 2}, OptionError, "beam_width"),
         ({"custom_generate": soar, "streamer": object()}, OptionError, "on_commit"),
         ({"custom_generate": soar, "repetition_penalty": 1.2}, OptionError, "repetition_penalty"),
-        ({"custom_generate": low_confidence, "steps": 3}, OptionError, "steps=3") ,
+        ({"custom_generate": low_confidence, "steps": 3}, OptionError, "steps=3"),
     ],
 )
 def test_wrong_calls_are_refused(model, call, error, says):

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+
 from tests.conftest import MASK
 from tests.dlm import reference
-
 from whet.dlm.beam import duplicates, place_in_group, rank_within
 from whet.dlm.canvas import denoise
 from whet.dlm.low_confidence import LowConfidence

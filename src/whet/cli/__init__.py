@@ -12,6 +12,7 @@ from whet.errors import WhetError
 app = App(
     name="whet",
     version=__version__,
+    suppress_keyboard_interrupt=False,
     help="Make generative models smaller and faster, and measure honestly what that cost.",
     help_epilogue=(
         'Start with `whet methods`, or `whet generate --decoder soar "sudoku 1.3..2..4...1..3="`.'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json as json_module
 import os
 import sys
@@ -116,7 +117,8 @@ class Job:
                 self._generate(usable, sink)
         finally:
             if sink is not None:
-                sink.close()
+                with contextlib.suppress(OSError):  # a full disk has been reported by then
+                    sink.close()
             if self.trace is not None and self.traces:
                 write_json(self.trace, self.traces)
         if problems:

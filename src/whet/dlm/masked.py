@@ -9,20 +9,23 @@ Deviation: mask levels are stratified over the batch, which changes no expectati
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import Tensor
+from transformers.configuration_utils import PreTrainedConfig
 
 from whet import rng as rng_
 from whet._io import atomic_path
 from whet.data.mixture import ProblemMixture, ResponseBatch
-from whet.errors import InputError, OptionError, nearest
+from whet.errors import CheckpointError, InputError, OptionError, nearest
 from whet.fit import FitSettings, Player, fit
 from whet.fit.ema import EMA
 from whet.fit.schedules import warmup_cosine
@@ -32,14 +35,16 @@ from whet.noise.masked import draw_mask, mask_levels, masked_bound
 from whet.tasks import Task, get_task, split_of
 from whet.zoo.tokenizer import character_tokenizer
 
+Share = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
 
 class DataSettings(BaseModel):
     """Shares of tasks and of canvas lengths, and how a batch is cut."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    tasks: dict[str, float] = Field(min_length=1)
-    gen_lengths: dict[int, float] = Field(default={16: 1.0}, min_length=1)
+    tasks: dict[str, Share] = Field(min_length=1)
+    gen_lengths: dict[Annotated[int, Field(gt=0)], Share] = Field(default={16: 1.0}, min_length=1)
     batch_size: int = Field(default=128, gt=0)
     groups: int = Field(default=1, gt=0)
 
@@ -68,21 +73,30 @@ class MaskedRecipe(BaseModel):
             raw = yaml.safe_load(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise InputError(f"cannot read recipe {path}: {error.strerror}") from error
-        except yaml.YAMLError as error:
-            raise InputError(f"recipe {path} is not YAML: {error}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            why = " ".join(str(error).split())
+            raise InputError(f"recipe {path} is not YAML: {why}") from error
         try:
-            return cls.model_validate(raw)
+            recipe = cls.model_validate(raw)
+            model_config(recipe.model, **dict.fromkeys(_SPECIAL_IDS, 0))
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "recipe"
-            if first["type"] == "extra_forbidden":
-                section: Any = cls
-                for part in first["loc"][:-1]:
-                    section = section.model_fields[str(part)].annotation
-                key = str(first["loc"][-1])
-                hint = nearest(key, section.model_fields)
-                raise InputError(f"recipe {path}: unknown key {where!r}: {hint}") from error
-            raise InputError(f"recipe {path}: {where}: {first['msg']}") from error
+            raise InputError(f"recipe {path}: {cls._explain(error)}") from error
+        except OptionError as error:
+            raise InputError(f"recipe {path}: {error}") from error
+        return recipe
+
+    @classmethod
+    def _explain(cls, error: ValidationError) -> str:
+        # An unknown key first: it is often the misspelt form of one that is reported missing.
+        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+        where = ".".join(map(str, first["loc"])) or "recipe"
+        if first["type"] != "extra_forbidden":
+            return f"{where}: {first['msg'].removeprefix('Value error, ')}"
+        section: Any = cls
+        for part in first["loc"][:-1]:
+            section = section.model_fields[str(part)].annotation
+        key = str(first["loc"][-1])
+        return f"unknown key {where!r}: {nearest(key, section.model_fields)}"
 
 
 class MaskedTraining:
@@ -93,7 +107,9 @@ class MaskedTraining:
     def __init__(self, recipe: MaskedRecipe) -> None:
         settings = recipe.fit
         self.recipe = recipe
-        self.tokenizer = character_tokenizer(words=list(recipe.data.tasks))
+        # Names without settings, each once: that is how prompts begin.
+        words = dict.fromkeys(get_task(name).id for name in recipe.data.tasks)
+        self.tokenizer = character_tokenizer(words=list(words))
         torch.manual_seed(rng_.key_bits(settings.seed, "init", bits=64) >> 1)
         self.model = build_model(recipe.model, self.tokenizer)
         self.denoiser = Denoiser.of(self.model, self.tokenizer)
@@ -183,24 +199,41 @@ class MaskedTraining:
 def build_model(config: Mapping[str, Any], tokenizer: Any) -> Any:
     """A freshly initialised model from configuration keys; special ids come from the tokenizer.
 
-    Errors: OptionError for an unknown or missing model_type or too small a vocabulary.
+    Errors: OptionError for an unknown model_type or key, a wrong value or too small a vocabulary.
+    """
+    ids = {name: getattr(tokenizer, name) for name in _SPECIAL_IDS}
+    made = model_config(config, **ids)
+    if config.get("vocab_size", 0) < len(tokenizer):
+        raise OptionError(f"vocab_size must be at least the tokenizer's {len(tokenizer)}")
+    return model_classes()[made.model_type][1](made)
+
+
+_SPECIAL_IDS = ("mask_token_id", "eos_token_id", "pad_token_id")
+
+
+def model_config(config: Mapping[str, Any], **ids: int) -> Any:
+    """The configuration object of the recipe's `model` section.
+
+    Errors: OptionError for an unknown model_type, an unknown key or a wrong value.
     """
     settings = dict(config)
     model_type = str(settings.pop("model_type", ""))
     classes = model_classes()
     if model_type not in classes:
         raise OptionError(f"model_type {model_type!r} is unknown: {nearest(model_type, classes)}")
-    config_class, model_class = classes[model_type]
-    if settings.get("vocab_size", 0) < len(tokenizer):
-        raise OptionError(f"vocab_size must be at least the tokenizer's {len(tokenizer)}")
-    return model_class(
-        config_class(
-            mask_token_id=tokenizer.mask_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            **settings,
-        )
-    )
+    config_class = classes[model_type][0]
+    known = {"rope_theta"}
+    for cls in config_class.__mro__:
+        if issubclass(cls, PreTrainedConfig) and cls is not PreTrainedConfig:
+            known |= set(inspect.signature(cls.__init__).parameters)
+    known -= {"self", "kwargs", *_SPECIAL_IDS}
+    for key in settings:
+        if key not in known:
+            raise OptionError(f"unknown key {f'model.{key}'!r}: {nearest(key, known)}")
+    try:
+        return config_class(**settings, **ids)
+    except (CheckpointError, StrictDataclassError, TypeError, ValueError) as error:
+        raise OptionError(f"model: {' '.join(str(error).split())}") from error
 
 
 def _draw(task: Task, rng: Any) -> tuple[str, str]:

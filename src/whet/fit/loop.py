@@ -101,7 +101,8 @@ def fit(
 
     Errors: NonFiniteError when a loss or gradient is NaN or infinite: nothing is updated, step
     and batch are written to `run/nonfinite.json`, and the last checkpoint stays. CheckpointError
-    when the checkpoint belongs to another recipe. Ctrl-C saves a checkpoint and stops.
+    when the checkpoint is damaged or belongs to another recipe. Ctrl-C stops; the last checkpoint
+    stays.
     """
     run.mkdir(parents=True, exist_ok=True)
     done = load_checkpoint(run, method.players, identity=identity) or 0
@@ -160,9 +161,11 @@ def _stop(run: Path, step: int, batch: Any, what: str) -> None:
 def _plain(value: Any) -> Any:
     """A batch of token tensors as JSON: tensors as lists, dataclasses and sequences by parts."""
     if isinstance(value, Tensor):
-        return value.tolist()
+        value = value.tolist()
     if hasattr(value, "__dataclass_fields__"):
         return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)  # JSON has no NaN, and it is what one looks for here
     return value if isinstance(value, (int, float, str, bool, type(None))) else repr(value)

@@ -17,6 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from whet._io import write_text
+
 _QUIET_SECONDS = 30.0
 
 
@@ -49,9 +51,10 @@ class Tracker:
     def _keep(self, done: int) -> None:
         if not self.path.is_file():
             return
-        lines = self.path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if json.loads(line)["step"] <= done]
-        self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        # A kill may have cut the last line short.
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("}\n")]
+        write_text(self.path, "".join(li for li in whole if json.loads(li)["step"] <= done))
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         """Write one line and refresh what is shown. `step` counts from 1."""

@@ -73,9 +73,7 @@ def check_setting(task: Task, name: str, low: float, high: float) -> None:
     """Errors: OptionError unless the task's setting `name` lies in [low, high]."""
     value = getattr(task, name)
     if not low <= value <= high:
-        raise OptionError(
-            f"task {task.id!r}: {name}={value} must be between {low:g} and {high:g}"
-        )
+        raise OptionError(f"task {task.id!r}: {name}={value} must be between {low:g} and {high:g}")
 
 
 def split_of(prompt: str) -> Split:

@@ -10,7 +10,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from whet.tasks.base import Instance, Task
+from whet import rng as rng_
+from whet.tasks.base import Instance, Task, check_setting
 
 _CELLS = 16
 _UNITS: tuple[tuple[int, ...], ...] = (
@@ -85,6 +86,24 @@ def _fits(solutions: np.ndarray, given: str) -> np.ndarray:
     return found
 
 
+def _partials(solutions: np.ndarray, shown: int, *, patterns: int = 128) -> float:
+    """Number of distinct problems that show `shown` cells of one of `solutions`.
+
+    Every pattern of shown cells is counted where there are at most `patterns`, a fixed sample of
+    them otherwise.
+    """
+    size = solutions.shape[1]
+    total = math.comb(size, shown)
+    if total <= patterns:
+        chosen = [list(c) for c in itertools.combinations(range(size), shown)]
+    else:
+        rng = rng_.keyed(0, "partials", size, shown)
+        chosen = [rng.permutation(size)[:shown].tolist() for _ in range(patterns)]
+    # One number per solution and pattern: entries are digits.
+    codes = (solutions[:, cells] @ 10 ** np.arange(shown) for cells in chosen)
+    return total * sum(len(np.unique(code)) for code in codes) / len(chosen)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sudoku(Task):
     """Fill a 4x4 grid, read row by row, so that rows, columns and 2x2 boxes hold 1 to 4."""
@@ -94,6 +113,10 @@ class Sudoku(Task):
     many_answers: ClassVar[bool] = True
     min_blanks: int = 8
     max_blanks: int = 12
+
+    def __post_init__(self) -> None:
+        check_setting(self, "min_blanks", 1, _CELLS)
+        check_setting(self, "max_blanks", self.min_blanks, _CELLS)
 
     def generate(self, rng: np.random.Generator) -> Instance:
         grids = sudoku_grids()
@@ -111,9 +134,8 @@ class Sudoku(Task):
         return "".join(map(str, _fits(sudoku_grids(), instance.data[0])[0].tolist()))
 
     def log10_space(self) -> float:
-        return math.log10(
-            sum(288 * math.comb(_CELLS, b) for b in range(self.min_blanks, self.max_blanks + 1))
-        )
+        shown = range(_CELLS - self.max_blanks, _CELLS - self.min_blanks + 1)
+        return math.log10(sum(_partials(sudoku_grids(), k) for k in shown))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +149,11 @@ class Queens(Task):
     max_size: int = 9
     max_placed: int = 3
 
+    def __post_init__(self) -> None:
+        check_setting(self, "min_size", 4, 9)
+        check_setting(self, "max_size", self.min_size, 9)
+        check_setting(self, "max_placed", 1, self.min_size)
+
     def generate(self, rng: np.random.Generator) -> Instance:
         # Small boards have few problems: draw the size in proportion to its square.
         sizes = np.arange(self.min_size, self.max_size + 1)
@@ -138,11 +165,10 @@ class Queens(Task):
 
     def check(self, instance: Instance, answer: str) -> bool:
         (given,) = instance.data
-        if not _matches(answer, given) or not answer.isdigit():
+        # ASCII digits only: `str.isdigit` lets others through, some of which `int` refuses.
+        if not _matches(answer, given) or set(answer) - set("123456789"[: len(given)]):
             return False
         columns = [int(c) for c in answer]
-        if not all(1 <= c <= len(columns) for c in columns):
-            return False
         return all(
             a != b and abs(a - b) != j - i
             for (i, a), (j, b) in itertools.combinations(enumerate(columns), 2)
@@ -154,12 +180,8 @@ class Queens(Task):
 
     def log10_space(self) -> float:
         sizes = range(self.min_size, self.max_size + 1)
-        total = sum(
-            len(queens_boards(n)) * math.comb(n, k)
-            for n in sizes
-            for k in range(1, self.max_placed + 1)
-        )
-        return math.log10(total)
+        placed = range(1, self.max_placed + 1)
+        return math.log10(sum(_partials(queens_boards(n), k) for n in sizes for k in placed))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +193,10 @@ class Colouring(Task):
     many_answers: ClassVar[bool] = True
     min_given: int = 3
     max_given: int = 6
+
+    def __post_init__(self) -> None:
+        check_setting(self, "min_given", 0, _CELLS)
+        check_setting(self, "max_given", self.min_given, _CELLS)
 
     def generate(self, rng: np.random.Generator) -> Instance:
         maps = map_colourings()
@@ -196,6 +222,5 @@ class Colouring(Task):
         raise ValueError("the map has no 3-colouring")
 
     def log10_space(self) -> float:
-        # Given cells that fit some colouring; nearly every choice of few cells and colours does.
         shown = range(self.min_given, self.max_given + 1)
-        return math.log10(sum(math.comb(_CELLS, k) * 2.5**k for k in shown))
+        return math.log10(sum(_partials(map_colourings(), k, patterns=32) for k in shown))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import string
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from whet.tasks.base import Instance, Task
+from whet.errors import OptionError
+from whet.tasks.base import Instance, Task, check_setting
 
 _PAIRS = {"(": ")", "[": "]"}
 
@@ -35,6 +38,12 @@ class Brackets(Task):
     many_answers: ClassVar[bool] = True
     length: int = 14
     shown: float = 0.35
+
+    def __post_init__(self) -> None:
+        check_setting(self, "length", 2, 64)
+        check_setting(self, "shown", 0, 1)
+        if self.length % 2:
+            raise OptionError(f"task {self.id!r}: length={self.length} must be even")
 
     def generate(self, rng: np.random.Generator) -> Instance:
         full = _random_balanced(rng, self.length)
@@ -67,11 +76,32 @@ class Brackets(Task):
         return frontier[""]
 
     def log10_space(self) -> float:
-        half = self.length // 2
-        strings = math.comb(2 * half, half) / (half + 1) * 2**half
-        entropy = -self.shown * math.log10(self.shown)
-        entropy -= (1 - self.shown) * math.log10(1 - self.shown)
-        return min(math.log10(strings) + self.length * entropy, self.length * math.log10(5))
+        # Counted up to 12 brackets; each further pair multiplies the count by 18 (counted: 17.7
+        # from 10 to 12, 18.1 from 12 to 14, 18.3 from 14 to 16).
+        counted = min(self.length, 12)
+        return math.log10(_patterns(counted)) + (self.length - counted) / 2 * math.log10(18)
+
+
+@functools.cache
+def _patterns(length: int) -> int:
+    """Distinct patterns of brackets and gaps that can be completed to a balanced string."""
+    # set of brackets that may still be owed -> patterns that lead there
+    states = {frozenset([""]): 1}
+    for left in range(length - 1, -1, -1):
+        step: dict[frozenset[str], int] = defaultdict(int)
+        for owing, count in states.items():
+            for g in ".()[]":
+                opened = {
+                    closing + owed
+                    for owed in owing
+                    for bracket, closing in _PAIRS.items()
+                    if g in (".", bracket) and len(owed) < left
+                }
+                closed = {owed[1:] for owed in owing if owed and g in (".", owed[0])}
+                if opened or closed:
+                    step[frozenset(opened | closed)] += count
+        states = step
+    return sum(states.values())
 
 
 def _random_balanced(rng: np.random.Generator, length: int) -> str:
@@ -102,6 +132,10 @@ class Ladder(Task):
     length: int = 12
     shown: float = 0.3
 
+    def __post_init__(self) -> None:
+        check_setting(self, "length", 1, 26)
+        check_setting(self, "shown", 0, 1)
+
     def generate(self, rng: np.random.Generator) -> Instance:
         picks = np.sort(rng.permutation(26)[: self.length])
         full = "".join(string.ascii_lowercase[k] for k in picks.tolist())
@@ -122,8 +156,9 @@ class Ladder(Task):
         return "".join(letters[k] for k in out)
 
     def log10_space(self) -> float:
-        # Each position is hidden or shows a letter; half of the patterns or more are distinct.
-        return math.log10(math.comb(26, self.length)) * self.shown + self.length * math.log10(1.8)
+        # k shown positions, and the letters left out (26 - length) spread over the k + 1 gaps.
+        n = self.length
+        return math.log10(sum(math.comb(n, k) * math.comb(26 - n + k, k) for k in range(n + 1)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +169,9 @@ class Sorting(Task):
     summary: ClassVar[str] = "sort 10 digits (one answer)"
     many_answers: ClassVar[bool] = False
     length: int = 10
+
+    def __post_init__(self) -> None:
+        check_setting(self, "length", 1, 64)
 
     def generate(self, rng: np.random.Generator) -> Instance:
         digits = "".join(map(str, rng.integers(10, size=self.length).tolist()))
@@ -165,6 +203,10 @@ class Permutation(Task):
     size: int = 9
     shown: float = 0.4
 
+    def __post_init__(self) -> None:
+        check_setting(self, "size", 1, 9)
+        check_setting(self, "shown", 0, 1)
+
     def generate(self, rng: np.random.Generator) -> Instance:
         full = "".join(str(k + 1) for k in rng.permutation(self.size).tolist())
         given = _reveal(rng, full, self.shown)
@@ -181,6 +223,6 @@ class Permutation(Task):
         return "".join(c if c != "." else next(left) for c in given)
 
     def log10_space(self) -> float:
-        # A prompt shows k of n digits at k of n places, for k near shown * n.
-        likely = range(math.floor(self.shown * self.size), math.ceil(self.shown * self.size) + 1)
-        return math.log10(sum(math.comb(self.size, k) * math.perm(self.size, k) for k in likely))
+        # k of n digits at k of n places.
+        n = self.size
+        return math.log10(sum(math.comb(n, k) * math.perm(n, k) for k in range(n + 1)))

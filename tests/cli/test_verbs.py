@@ -1,0 +1,158 @@
+"""The verbs do what they say."""
+
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+
+from whet import catalogue
+from whet.measure.record import load
+
+VERBS = ["generate", "train", "evaluate", "benchmark", "reproduce", "methods", "report", "doctor"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_has_an_example(whet, verb):
+    code, out, _ = whet(verb, "--help")
+    assert code == 0
+    assert f"whet {verb}" in out
+    assert "Example:" in out
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["methods"], ["methods", "--json"]])
+def test_light_verbs_leave_torch_alone(arguments):
+    script = (
+        "import sys; from whet.cli import main\n"
+        f"try: main({arguments!r})\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'transformers'} & set(sys.modules)\n"
+        "sys.stderr.write(repr(sorted(heavy)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stderr == "[]"
+    assert done.returncode == 0
+
+
+def test_methods_lists_the_catalogue(whet):
+    _, out, _ = whet("methods", "--json")
+    assert {row["id"] for row in json.loads(out)} == set(catalogue.methods())
+    _, out, _ = whet("methods", "--for", "dream")
+    assert "soar" in out
+    assert max(map(len, out.splitlines())) <= 100
+
+
+def test_doctor(whet):
+    code, out, _ = whet("doctor", "--json")
+    rows = {row["what"]: row for row in json.loads(out)}
+    assert code == 0
+    assert rows["torch"]["ok"]
+    assert "tiny-dlm" in rows["zoo"]["found"]
+
+
+def test_generate_from_arguments_stdin_and_jsonl_agree(whet, checkpoint, tmp_path, monkeypatch):
+    prompts = ["sudoku 1=", "sudoku 22="]
+    base = ("generate", "--model", checkpoint, "--decoder", "soar:threshold=0.3")
+    _, from_arguments, _ = whet(*base, *prompts)
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(prompts) + "\n"))
+    _, from_stdin, _ = whet(*base)
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in prompts))
+    _, from_jsonl, _ = whet(*base, "--input", source)
+    assert from_arguments == from_stdin == from_jsonl
+    # A setting as a flag is the setting in the name.
+    flags = ("generate", "--model", checkpoint, "--decoder", "soar", "--threshold", "0.3")
+    assert whet(*flags, *prompts)[1] == from_arguments
+
+
+def test_generate_json_and_trace(whet, checkpoint, tmp_path):
+    trace = tmp_path / "trace.json"
+    code, out, _ = whet(
+        "generate",
+        "--model",
+        checkpoint,
+        "--json",
+        "--trace",
+        trace,
+        "--decoder",
+        "pbs",
+        "sudoku 1=",
+    )
+    assert code == 0
+    line = json.loads(out)
+    assert line["prompt"] == "sudoku 1="
+    assert line["steps"] == 16
+    [detail] = json.loads(trace.read_text())
+    assert len(detail["steps"]) == 16
+    assert sorted(p for s in detail["steps"] for p in s["positions"]) == list(range(16))
+    assert sum(s["rows"] for s in detail["steps"]) == line["rows"] == detail["rows"]
+    assert all(0 <= c <= 1 for s in detail["steps"] for c in s["confidences"])
+
+
+def test_generate_live_view_draws_the_canvas(whet, checkpoint):
+    _, out, err = whet(
+        "generate", "--model", checkpoint, "--live", "--delay", "0", "--json", "sudoku 1="
+    )
+    assert "16 steps" in err
+    assert json.loads(out)["steps"] == 16
+
+
+def test_infill_keeps_what_is_given(whet, checkpoint):
+    text = "sudoku 1<|mask|>3<|mask|>=ab"
+    code, out, _ = whet("generate", "--model", checkpoint, "--infill", "--json", text)
+    filled = json.loads(out)["text"]
+    assert code == 0
+    assert "<|mask|>" not in filled
+    assert filled.startswith("sudoku 1")
+    assert filled.endswith("=ab")
+
+
+def test_evaluate_counts_every_problem(whet, checkpoint):
+    code, out, _ = whet(
+        "evaluate", "--model", checkpoint, "--tasks", "sudoku", "sort", "--n", "10", "--json"
+    )
+    rows = json.loads(out)
+    assert code == 0
+    assert [(r["task"], r["n"]) for r in rows] == [("sudoku", 5), ("sort", 5), ("pooled", 10)]
+    assert all(r["low"] <= r["accuracy"] <= r["high"] for r in rows)
+
+
+def test_benchmark_writes_record_items_and_page(whet, checkpoint, tmp_path):
+    out_folder = tmp_path / "records"
+    code, out, _ = whet(
+        "benchmark",
+        "decode",
+        "--model",
+        checkpoint,
+        "--tasks",
+        "sudoku",
+        "queens",
+        "--decoders",
+        "greedy",
+        "threshold:threshold=0.3",
+        "soar:threshold=0.3",
+        "--n",
+        "12",
+        "--batch-size",
+        "4",
+        "--out",
+        out_folder,
+        "--watch",
+        "1",
+    )
+    assert code == 0
+    record = load(out_folder / "decode.json")
+    greedy, threshold, _soar = record.arms
+    assert greedy.metrics["accuracy"].n == 12
+    assert threshold.metrics["forwards"].value <= greedy.metrics["forwards"].value
+    metrics = {(c.a, c.metric) for c in record.comparisons}
+    assert ("soar:threshold=0.3", "rows") in metrics
+    assert "decode.html" in out
+    page = (out_folder / "decode.html").read_text()
+    assert "<svg" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    code, shown, _ = whet("report", out_folder, "--page", tmp_path / "all.html")
+    assert code == 0
+    assert "greedy" in shown
+    assert max(map(len, shown.splitlines())) <= 100
+    assert (tmp_path / "all.html").stat().st_size > 10_000

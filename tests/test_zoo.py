@@ -1,0 +1,61 @@
+"""The models that ship: they load, they solve problems they have never seen, they are small."""
+
+import pytest
+import torch
+from safetensors import safe_open
+
+import whet
+from whet import zoo
+from whet.dlm.low_confidence import LowConfidence
+from whet.dlm.masked import MaskedRecipe
+from whet.dlm.texts import generate_texts
+from whet.evaluate import accuracy_rows, draw_problems, judge_texts
+from whet.tasks import expand
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_weights_are_small_and_float16(name):
+    path = zoo._HERE / name / "model.safetensors"
+    assert path.stat().st_size <= 4 * 2**20
+    with safe_open(path, framework="pt") as file:
+        assert {file.get_slice(k).get_dtype() for k in file.keys()} == {"F16"}  # noqa: SIM118
+
+
+def test_the_zoo_is_what_it_should_be():
+    assert zoo.names() == ["tiny-dlm", "tiny-dream"]
+    for name in zoo.names():
+        MaskedRecipe.read(zoo.recipes()[name])
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_greedy_solves_fresh_problems(name):
+    """A coarse check that the shipped weights work; the figures are in records."""
+    model, tokenizer = whet.load(name)
+    assert next(model.parameters()).dtype == torch.float32
+    asked = draw_problems(expand(["scratchpad"]), 140, seed=77)
+    texts = generate_texts(
+        model,
+        tokenizer,
+        [p.instance.prompt for p in asked],
+        options=LowConfidence(),
+        gen_length=16,
+        batch_size=70,
+    )
+    rows = {r["task"]: r for r in accuracy_rows(judge_texts(asked, (c.text for c in texts)))}
+    assert rows["pooled"]["low"] > 0.5
+    assert all(row["high"] > 0.3 for row in rows.values())
+
+
+def test_auto_classes_load_the_zoo():
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    import whet.auto  # noqa: F401
+    from whet.dlm.soar import soar
+
+    folder = zoo._HERE / "tiny-dlm"
+    model = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer("sort 3120456789=", return_tensors="pt").input_ids
+    out = model.generate(ids, custom_generate=soar, max_new_tokens=16)
+    text = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+    assert text == "0123456789"
