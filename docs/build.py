@@ -1,0 +1,160 @@
+"""Write what is generated in the docs: a reference page per method, and the pictures.
+
+python docs/build.py            write
+python docs/build.py --check    exit with 1 if something is out of date
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import inspect
+import sys
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+from whet import catalogue
+from whet.measure.record import Record, load
+from whet.report import words
+from whet.report.pages import frontier_of
+
+DOCS = Path(__file__).parent
+ROOT = DOCS.parent
+
+
+def page(method: catalogue.Method) -> str:
+    """The reference page of one method: docstring, calls, options, evidence."""
+    part = next(iter(method.parts.values()))
+    module = importlib.import_module(part.partition(":")[0])
+    aliases = "".join(f", also `{a}`" for a in method.aliases)
+    paper = (
+        f", [arXiv {method.arxiv}](https://arxiv.org/abs/{method.arxiv})" if method.arxiv else ""
+    )
+    facts = f"`{method.id}`{aliases}: {method.kind}{paper}; for {', '.join(method.applies_to)}."
+    lines = [f"# {method.title or method.id}", "", method.summary, "", facts, ""]
+    if "decode" in method.parts:
+        lines += _decoder(method)
+    lines += ["## Notes", "", inspect.cleandoc(module.__doc__ or ""), ""]
+    lines += _evidence(method)
+    source = "src/" + module.__name__.replace(".", "/") + ".py"
+    lines += [f"Source: `{source}`", ""]
+    return "\n".join(lines)
+
+
+def _decoder(method: catalogue.Method) -> list[str]:
+    options = catalogue.resolve(method.id, "decode")
+    module, _, name = method.parts["generate"].partition(":")
+    hints = typing.get_type_hints(options)
+    rows = [
+        f"| `{f.name}` | {_type(hints[f.name])} | `{f.default!r}` |"
+        for f in dataclasses.fields(options)
+    ]
+    return [
+        "## Use",
+        "",
+        "```console",
+        f'whet generate --decoder {method.id} "sudoku 1.3..2..4...1..3="',
+        "```",
+        "",
+        "```python",
+        f"from {module} import {name}",
+        "",
+        f"model.generate(ids, custom_generate={name}, max_new_tokens=16)",
+        "```",
+        "",
+        "## Options",
+        "",
+        "| option | type | default |",
+        "|---|---|---|",
+        *rows,
+        "",
+        *(
+            inspect.cleandoc(c.__doc__ or "") + "\n"
+            for c in inspect.getmro(options)
+            if c.__module__.startswith("whet.dlm") and c.__doc__
+        ),
+    ]
+
+
+def _type(hint: Any) -> str:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(_type(part) for part in typing.get_args(hint))
+    if typing.get_origin(hint) is typing.Literal:
+        return ", ".join(f"`{value}`" for value in typing.get_args(hint))
+    return "None" if hint is type(None) else str(hint.__name__)
+
+
+def _evidence(method: catalogue.Method) -> list[str]:
+    path = ROOT / "results" / "reproduce" / f"{method.id}.json"
+    if "reproduce" not in method.parts or not path.is_file():
+        return []
+    record = load(path)
+    verdict = words.VERDICTS[record.verdict] if record.verdict else "no verdict"
+    lines = [
+        "## Evidence",
+        "",
+        f"`whet reproduce {method.id}`: **{verdict}** ({record.created[:10]}).",
+        "",
+    ]
+    lines += ["| claim | measured | target | result |", "|---|---|---|---|"]
+    for claim in record.claims:
+        unit = words.unit_of(record, claim.metric)
+        measured = words.effect(claim.kind, claim.value, claim.ci, unit)
+        target, result = words.target(claim, unit), words.MARKS[claim.ok]
+        lines.append(f"| {claim.text or claim.name} | {measured} | {target} | {result} |")
+    lines += ["", *_arms(record), "", *(f"* {note}" for note in record.notes), ""]
+    return lines
+
+
+def _arms(record: Record) -> list[str]:
+    names = ("accuracy", "forwards", "rows", "tokens_per_forward")
+    lines = ["| arm | " + " | ".join(n.replace("_", " ") for n in names) + " |"]
+    lines.append("|---" * (len(names) + 1) + "|")
+    for arm in record.arms:
+        cells = [words.metric(arm.metrics[n]) if n in arm.metrics else "" for n in names]
+        lines.append(f"| `{arm.name}` | " + " | ".join(cells) + " |")
+    return lines
+
+
+def index() -> str:
+    """The list of methods."""
+    lines = ["# Reference", "", "Generated from the catalogue, the docstrings and the records.", ""]
+    lines += ["| method | kind | paper | summary |", "|---|---|---|---|"]
+    for m in catalogue.methods().values():
+        paper = f"[{m.arxiv}](https://arxiv.org/abs/{m.arxiv})" if m.arxiv else ""
+        lines.append(f"| [{m.id}]({m.id}.md) | {m.kind} | {paper} | {m.summary} |")
+    return "\n".join(lines) + "\n"
+
+
+def files() -> dict[Path, str]:
+    """Everything that is generated: path -> content."""
+    out = {DOCS / "reference" / "index.md": index()}
+    for method in catalogue.methods().values():
+        out[DOCS / "reference" / f"{method.id}.md"] = page(method)
+    record = ROOT / "results" / "benchmarks" / "decode.json"
+    if record.is_file():
+        svg = frontier_of(load(record))
+        if svg is not None:
+            out[DOCS / "assets" / "decode-frontier.svg"] = svg.rstrip() + "\n"
+    return out
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    old = [p for p, text in files().items() if not p.is_file() or p.read_text("utf-8") != text]
+    if check and old:
+        sys.exit("out of date, run `python docs/build.py`: " + ", ".join(p.name for p in old))
+    for path in old:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(files()[path], encoding="utf-8")
+        print(path.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()
