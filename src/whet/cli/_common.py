@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +13,8 @@ from cyclopts import Parameter
 
 if TYPE_CHECKING:
     from whet.dlm.options import DecodeOptions
+
+_QUIET_SECONDS = 30.0
 
 
 @Parameter(name="*")
@@ -85,13 +88,26 @@ def quiet_transformers() -> None:
 
 @contextlib.contextmanager
 def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr; call the yielded function with how much is done. Silent off a terminal."""
+    """Progress on stderr: a bar on a terminal, a line every half minute elsewhere.
+
+    Call the yielded function with how much is done.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     console = Console(stderr=True)
+    if not console.is_terminal:
+        last = time.monotonic()
+
+        def tell(done: int) -> None:
+            nonlocal last
+            if time.monotonic() - last > _QUIET_SECONDS:
+                last = time.monotonic()
+                console.print(f"{label} {done}/{total}")
+
+        yield tell
+        return
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    hidden = not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(label, total=total)
         yield lambda done: bar.update(task, completed=done)

@@ -29,9 +29,11 @@ def train(
         A method with a training half, from `whet methods`.
     """
     from whet import catalogue
+    from whet.cli._common import quiet_transformers
     from whet.errors import InputError, OptionError, nearest
     from whet.zoo import recipes
 
+    quiet_transformers()
     training = catalogue.resolve(method, "train")
     known = recipes()
     path = known.get(config, Path(config))

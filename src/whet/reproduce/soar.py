@@ -34,8 +34,8 @@ class SoarProof:
     """Settings of the proof. seed: of the problems (the zoo's own evaluation uses another)."""
 
     model: str = "tiny-dlm"
-    problems: int = 8000
-    quick_problems: int = 400
+    problems: int = 6300
+    quick_problems: int = 420
     gen_length: int = 16
     batch_size: int = 100
     seed: int = 20260210
