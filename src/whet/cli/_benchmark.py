@@ -27,7 +27,7 @@ from whet.measure.record import Record, new_record, save
 from whet.report.canvas import Canvas, CanvasRun
 from whet.report.page import render_page, write_page
 from whet.report.pages import frontier_of
-from whet.report.tables import arms_table, print_table
+from whet.report.tables import arms_table, breakdown_tables, print_table
 from whet.tasks import Task
 
 _EXAMPLES = 6
@@ -93,7 +93,7 @@ class DecodeBenchmark:
         items = save_items(out / f"{name}.items.json", item_columns(self.asked, results))
         record = new_record(
             "benchmark decode",
-            title=f"Decoders on {self.model_name}: {', '.join(t.id for t in self.tasks)}",
+            title=f"Decoders on {self.model_name}",
             level="gpu" if next(self.model.parameters()).is_cuda else "cpu",
             seeds={"problems": self.problem_seed},
             settings={
@@ -101,13 +101,14 @@ class DecodeBenchmark:
                 "gen_length": self.gen_length,
                 "batch_size": self.batch_size,
                 "problems": len(self.asked),
+                "tasks": [t.id for t in self.tasks],
             },
             arms=[record_arm(r) for r in results.values()],
             items=items,
             comparisons=[c for r in results.values() if r is not first for c in compare(r, first)],
             notes=[
                 "Problems are of the test split, which training never draws.",
-                "forwards and rows per problem; steps behind the end of an answer do not count.",
+                "forwards and rows, per problem, leave out steps behind the end of an answer.",
             ],
         )
         save(record, out / f"{name}.json")
@@ -118,7 +119,8 @@ class DecodeBenchmark:
         if json:
             sys.stdout.write(record.model_dump_json(indent=1) + "\n")
         else:
-            print_table(arms_table(record))
+            for table in (arms_table(record), *breakdown_tables(record)):
+                print_table(table)
         page = out / f"{name}.html"
         svg = frontier_of(record)
         shown = examples(
@@ -133,7 +135,7 @@ class DecodeBenchmark:
             render_page(
                 [(name, record)],
                 title="Masked-diffusion decoders, side by side",
-                plots=[] if svg is None else [("Up and left is better.", svg)],
+                record_plots={} if svg is None else {name: [("Up and left is better.", svg)]},
                 canvases=[self._canvas(e) for e in shown],
             ),
         )

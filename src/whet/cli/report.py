@@ -32,7 +32,7 @@ def report(
     from whet.measure.record import find
     from whet.report.page import write_page
     from whet.report.pages import from_folder
-    from whet.report.tables import arms_table, claims_table, print_table
+    from whet.report.tables import arms_table, breakdown_tables, claims_table, print_table
 
     found = find(folder)
     if not found:
@@ -46,7 +46,8 @@ def report(
         sys.stdout.write(json_module.dumps(values, indent=1, ensure_ascii=False) + "\n")
     else:
         for _, record in found:
-            print_table(arms_table(record))
+            for table in (arms_table(record), *breakdown_tables(record)):
+                print_table(table)
             if record.claims:
                 print_table(claims_table(record))
     if page is not None:

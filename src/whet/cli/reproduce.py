@@ -36,7 +36,7 @@ def reproduce(
     from whet.measure.record import save
     from whet.report.page import write_page
     from whet.report.pages import from_folder
-    from whet.report.tables import arms_table, claims_table, print_table
+    from whet.report.tables import arms_table, breakdown_tables, claims_table, print_table
 
     proof = catalogue.resolve(name, "reproduce")
     method = catalogue.get(name)
@@ -50,8 +50,8 @@ def reproduce(
     if json:
         sys.stdout.write(record.model_dump_json(indent=1) + "\n")
     else:
-        print_table(arms_table(record))
-        print_table(claims_table(record))
+        for table in (arms_table(record), *breakdown_tables(record), claims_table(record)):
+            print_table(table)
         print(path)
     if page:
         write_page(path.with_suffix(".html"), from_folder(path, title=record.title))

@@ -91,6 +91,13 @@ def _record_view(index: int, name: str, record: Record, plots: Sequence[Plot]) -
         "date": record.created[:10],
         "verdict": words.VERDICTS[record.verdict] if record.verdict else "",
         "columns": _columns(record),
+        "breakdowns": [
+            {
+                "title": f"{words.heading(metric).capitalize()} by part",
+                "columns": [_metric_column(name, record.arms) for name in names],
+            }
+            for metric, names in words.breakdowns(record.arms).items()
+        ],
         "arms": record.arms,
         "claims": [_claim_view(record, i) for i in range(len(record.claims))],
         "comparisons": [_comparison_view(record, i) for i in range(len(record.comparisons))],
@@ -127,7 +134,8 @@ def _metric_column(name: str, arms: Sequence[Arm]) -> dict[str, Any]:
             {"value": value, "interval": f"[{interval}" if interval else "", "bar": bar}
             | {"title": title}
         )
-    return {"heading": words.heading(name), "cost": False, "cells": cells}
+    heading = words.heading(name.partition("/")[2] or name)
+    return {"heading": heading, "cost": False, "cells": cells}
 
 
 def _spread(name: str, arms: Sequence[Arm]) -> Callable[[float], float] | None:

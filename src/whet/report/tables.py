@@ -31,6 +31,21 @@ def arms_table(record: Record) -> Table:
     return wide if _natural_width(wide) <= WIDTH else _stacked(record, title)
 
 
+def breakdown_tables(record: Record) -> list[Table]:
+    """A table for each metric that is given by part (per task): values only, arms by parts."""
+    tables = []
+    for metric, names in words.breakdowns(record.arms).items():
+        table = _table(f"{words.heading(metric).capitalize()} by part")
+        table.add_column("arm", overflow="fold")
+        for name in names:
+            table.add_column(name.partition("/")[2], justify="right", overflow="fold")
+        for arm in record.arms:
+            cells = _cells(names, arm.metrics, lambda n, arm=arm: words.value(arm.metrics[n]))  # type: ignore[misc]
+            table.add_row(_text(arm.name), *cells)
+        tables.append(table)
+    return tables
+
+
 def claims_table(record: Record) -> Table:
     """Every claim: what was measured, against which target, and whether it holds, in words."""
     heading = words.VERDICTS[record.verdict] if record.verdict else "no verdict"
@@ -82,7 +97,13 @@ def print_table(table: Table) -> None:
 
 
 def _table(title: str) -> Table:
-    return Table(title=_text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    return Table(
+        title=_text(title),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
 
 
 def _text(value: str) -> Text:
@@ -121,7 +142,9 @@ def _stacked(record: Record, title: str) -> Table:
     for name in ("arm", "metrics", "cost"):
         table.add_column(name, overflow="fold")
     for arm in record.arms:
-        metrics = [f"{words.heading(k)} {words.metric(v)}" for k, v in arm.metrics.items()]
+        metrics = [
+            f"{words.heading(k)} {words.metric(arm.metrics[k])}" for k in words.metric_names([arm])
+        ]
         costs = [
             f"{words.heading(k)} {words.cost(k, arm.cost[k])}" for k in words.cost_names([arm])
         ]

@@ -13,8 +13,14 @@ VERDICTS: dict[Verdict, str] = {
     "undecided": "? undecided",
 }
 
+_METRIC_ORDER = ("accuracy", "forwards", "rows", "tokens_per_forward")
 _COST_ORDER = ("forwards", "rows", "tokens", "steps", "seconds", "peak_bytes")
-_HEADINGS = {"peak_bytes": "peak memory", "seconds": "time"}
+_HEADINGS = {
+    "added_bytes": "memory",
+    "peak_bytes": "peak memory",
+    "seconds": "time",
+    "tokens_per_forward": "tok/fwd",
+}
 _SIGNS = {">=": "≥", "<=": "≤", "==": "="}
 
 
@@ -57,7 +63,12 @@ def metric(measured: Metric) -> str:
         return f"{quantity(value, unit)} [{100 * low:.1f}, {100 * high:.1f}]"
     if unit in ("bytes", "s"):
         return f"{quantity(value, unit)} [{quantity(low, unit)}, {quantity(high, unit)}]"
-    return f"{decimal(value)}{_suffix(unit)} [{decimal(low)}, {decimal(high)}]"
+    return f"{decimal(value)}{_suffix(unit)} [{_end(low)}, {_end(high)}]"
+
+
+def value(measured: Metric) -> str:
+    """A value without its interval."""
+    return quantity(measured.value, measured.unit)
 
 
 def cost(name: str, value: float) -> str:
@@ -81,8 +92,21 @@ def cost_heading(name: str, arms: list[Arm]) -> str:
 
 
 def metric_names(arms: list[Arm]) -> list[str]:
-    """The metrics of all arms, in the order they first appear."""
-    return list(dict.fromkeys(name for arm in arms for name in arm.metrics))
+    """The metrics of all arms: the usual ones first, then in the order they first appear.
+
+    A metric of a part, named "accuracy/sudoku", is left to `breakdowns`.
+    """
+    present = list(dict.fromkeys(n for arm in arms for n in arm.metrics if "/" not in n))
+    usual = [name for name in _METRIC_ORDER if name in present]
+    return usual + [name for name in present if name not in usual]
+
+
+def breakdowns(arms: list[Arm]) -> dict[str, list[str]]:
+    """Metrics that are given by part: "accuracy" -> ["accuracy/queens", "accuracy/sudoku", …]."""
+    found: dict[str, list[str]] = {}
+    for name in dict.fromkeys(n for arm in arms for n in arm.metrics if "/" in n):
+        found.setdefault(name.partition("/")[0], []).append(name)
+    return found
 
 
 def cost_names(arms: list[Arm]) -> list[str]:
@@ -176,6 +200,11 @@ def _seconds(value: float) -> str:
 def _three(value: float) -> str:
     size = abs(value)
     return f"{value:,.0f}" if size >= 100 else f"{value:.1f}" if size >= 10 else f"{value:.2f}"
+
+
+def _end(value: float) -> str:
+    """An end of an interval: a digit less than the value it stands beside."""
+    return decimal(value) if abs(value) < 1 else _three(value)
 
 
 def _suffix(unit: str) -> str:
