@@ -18,10 +18,9 @@ from torch import Tensor
 from whet import rng as rng_
 from whet.dlm.options import DecodeOptions
 from whet.dlm.schedule import Windows, quota
-from whet.dlm.select import one_each, ranks
+from whet.dlm.select import RowRule, ranks
 from whet.dlm.shim import custom_generate
-from whet.dlm.state import Proposal, Rows, Successors
-from whet.dlm.stop import Stopper, when_best_complete
+from whet.dlm.state import Proposal, Rows
 from whet.errors import OptionError
 
 
@@ -49,20 +48,18 @@ class RandomOrder(LowConfidence):
 
 
 @dataclass(frozen=True)
-class QuotaSelector:
+class QuotaSelector(RowRule):
     """Commit each step's quota of the most confident, or of random, positions."""
 
     steps_per_window: int
     random_seed: int | None = None
-    stopper: Stopper = when_best_complete
 
-    def select(self, rows: Rows, proposal: Proposal) -> Successors:
+    def commit(self, rows: Rows, proposal: Proposal) -> Tensor:
         key = proposal.confidence
         if self.random_seed is not None:
             key = self._random_keys(rows, proposal)
-        order = ranks(key, proposal.candidates)
         wanted = quota(rows.window_masks, rows.window_step, self.steps_per_window)
-        return one_each((order < wanted[:, None]) & proposal.candidates)
+        return ranks(key, proposal.candidates) < wanted[:, None]
 
     def _random_keys(self, rows: Rows, proposal: Proposal) -> Tensor:
         """Keyed by what the row is, not by where it lies in the batch."""
@@ -77,11 +74,6 @@ class QuotaSelector:
             )
         ]
         return torch.stack(keys).to(proposal.confidence)
-
-    def keep(
-        self, before: Rows, successors: Successors, after: Rows, masks: Tensor
-    ) -> Tensor | None:
-        return None
 
 
 low_confidence = custom_generate(LowConfidence, "low_confidence")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -9,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from whet.dlm.state import Proposal, Rows, Successors
-from whet.dlm.stop import Stopper
+from whet.dlm.stop import Stopper, when_best_complete
 
 
 @runtime_checkable
@@ -45,11 +46,26 @@ def ranks(confidence: Float[Tensor, "R G"], candidates: Bool[Tensor, "R G"]) -> 
     )
 
 
-def one_each(commit: Bool[Tensor, "R G"]) -> Successors:
-    """One successor per row, in order: what every rule without a beam yields."""
-    rows = len(commit)
-    return Successors(
-        parent=torch.arange(rows, device=commit.device),
-        commit=commit,
-        parallel=torch.zeros(rows, dtype=torch.bool, device=commit.device),
-    )
+class RowRule(ABC):
+    """A rule without a beam: every row has one successor, and a prompt ends when its row is full.
+
+    Subclasses say what to commit; positions that are no candidates are left out for them.
+    """
+
+    stopper: Stopper = staticmethod(when_best_complete)
+
+    @abstractmethod
+    def commit(self, rows: Rows, proposal: Proposal) -> Bool[Tensor, "R G"]:
+        """Where each row commits its proposal in this step: at least one candidate."""
+
+    def select(self, rows: Rows, proposal: Proposal) -> Successors:
+        """One successor per row, in order."""
+        commit = self.commit(rows, proposal) & proposal.candidates
+        index = torch.arange(len(commit), device=commit.device)
+        return Successors(index, commit, torch.zeros_like(index, dtype=torch.bool))
+
+    def keep(
+        self, before: Rows, successors: Successors, after: Rows, masks: Tensor
+    ) -> Tensor | None:
+        """All survive."""
+        return None

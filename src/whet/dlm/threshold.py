@@ -13,10 +13,9 @@ from torch import Tensor
 
 from whet.dlm.options import DecodeOptions
 from whet.dlm.schedule import Windows
-from whet.dlm.select import one_each, ranks
+from whet.dlm.select import RowRule, ranks
 from whet.dlm.shim import custom_generate
-from whet.dlm.state import Proposal, Rows, Successors
-from whet.dlm.stop import Stopper, when_best_complete
+from whet.dlm.state import Proposal, Rows
 from whet.layers.sampling import check_threshold
 
 
@@ -35,21 +34,14 @@ class Threshold(DecodeOptions):
 
 
 @dataclass(frozen=True)
-class ThresholdSelector:
+class ThresholdSelector(RowRule):
     """Commit what reaches the threshold, and the most confident position in any case."""
 
     threshold: float
-    stopper: Stopper = when_best_complete
 
-    def select(self, rows: Rows, proposal: Proposal) -> Successors:
-        sure = proposal.confidence >= self.threshold
+    def commit(self, rows: Rows, proposal: Proposal) -> Tensor:
         first = ranks(proposal.confidence, proposal.candidates) == 0
-        return one_each((sure | first) & proposal.candidates)
-
-    def keep(
-        self, before: Rows, successors: Successors, after: Rows, masks: Tensor
-    ) -> Tensor | None:
-        return None
+        return (proposal.confidence >= self.threshold) | first
 
 
 threshold = custom_generate(Threshold, "threshold")

@@ -12,6 +12,7 @@ import numpy as np
 
 from whet import rng as rng_
 from whet.tasks.base import Instance, Task, check_setting
+from whet.tasks.scratchpad.patterns import hide, matches
 
 _CELLS = 16
 _UNITS: tuple[tuple[int, ...], ...] = (
@@ -68,17 +69,6 @@ def map_colourings() -> np.ndarray:
     return np.array(maps)
 
 
-def _matches(answer: str, given: str) -> bool:
-    return len(answer) == len(given) and all(
-        g in (".", a) for a, g in zip(answer, given, strict=True)
-    )
-
-
-def _hide(rng: np.random.Generator, full: str, hidden: int) -> str:
-    gone = set(rng.permutation(len(full))[:hidden].tolist())
-    return "".join("." if i in gone else c for i, c in enumerate(full))
-
-
 def _fits(solutions: np.ndarray, given: str) -> np.ndarray:
     keep = [i for i, c in enumerate(given) if c != "."]
     wanted = np.array([int(given[i]) for i in keep])
@@ -121,12 +111,12 @@ class Sudoku(Task):
     def generate(self, rng: np.random.Generator) -> Instance:
         grids = sudoku_grids()
         full = "".join(map(str, grids[rng.integers(len(grids))].tolist()))
-        given = _hide(rng, full, int(rng.integers(self.min_blanks, self.max_blanks + 1)))
+        given = hide(rng, full, int(rng.integers(self.min_blanks, self.max_blanks + 1)))
         return Instance(task=self.id, prompt=f"sudoku {given}=", data=(given,), example=full)
 
     def check(self, instance: Instance, answer: str) -> bool:
         (given,) = instance.data
-        if not _matches(answer, given):
+        if not matches(answer, given):
             return False
         return all(sorted(answer[c] for c in unit) == list("1234") for unit in _UNITS)
 
@@ -160,13 +150,13 @@ class Queens(Task):
         n = int(rng.choice(sizes, p=sizes**2 / (sizes**2).sum()))
         boards = queens_boards(n)
         full = "".join(map(str, boards[rng.integers(len(boards))].tolist()))
-        given = _hide(rng, full, n - int(rng.integers(1, self.max_placed + 1)))
+        given = hide(rng, full, n - int(rng.integers(1, self.max_placed + 1)))
         return Instance(task=self.id, prompt=f"queens {given}=", data=(given,), example=full)
 
     def check(self, instance: Instance, answer: str) -> bool:
         (given,) = instance.data
         # ASCII digits only: `str.isdigit` lets others through, some of which `int` refuses.
-        if not _matches(answer, given) or set(answer) - set("123456789"[: len(given)]):
+        if not matches(answer, given) or set(answer) - set("123456789"[: len(given)]):
             return False
         columns = [int(c) for c in answer]
         return all(
@@ -201,11 +191,11 @@ class Colouring(Task):
     def generate(self, rng: np.random.Generator) -> Instance:
         maps = map_colourings()
         full = "".join("rgb"[c] for c in maps[rng.integers(len(maps))].tolist())
-        given = _hide(rng, full, _CELLS - int(rng.integers(self.min_given, self.max_given + 1)))
+        given = hide(rng, full, _CELLS - int(rng.integers(self.min_given, self.max_given + 1)))
         return Instance(task=self.id, prompt=f"colouring {given}=", data=(given,), example=full)
 
     def check(self, instance: Instance, answer: str) -> bool:
-        if not _matches(answer, instance.data[0]) or set(answer) - set("rgb"):
+        if not matches(answer, instance.data[0]) or set(answer) - set("rgb"):
             return False
         return all(answer[i] != answer[j] for i, j in _NEIGHBOURS)
 

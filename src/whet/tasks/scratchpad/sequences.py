@@ -14,19 +14,9 @@ import numpy as np
 
 from whet.errors import OptionError
 from whet.tasks.base import Instance, Task, check_setting
+from whet.tasks.scratchpad.patterns import matches, reveal
 
 _PAIRS = {"(": ")", "[": "]"}
-
-
-def _reveal(rng: np.random.Generator, full: str, share: float) -> str:
-    shown = rng.random(len(full)) < share
-    return "".join(c if s else "." for c, s in zip(full, shown.tolist(), strict=True))
-
-
-def _keeps(answer: str, given: str) -> bool:
-    return len(answer) == len(given) and all(
-        g in (".", a) for a, g in zip(answer, given, strict=True)
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +37,11 @@ class Brackets(Task):
 
     def generate(self, rng: np.random.Generator) -> Instance:
         full = _random_balanced(rng, self.length)
-        given = _reveal(rng, full, self.shown)
+        given = reveal(rng, full, self.shown)
         return Instance(task=self.id, prompt=f"brackets {given}=", data=(given,), example=full)
 
     def check(self, instance: Instance, answer: str) -> bool:
-        if not _keeps(answer, instance.data[0]):
+        if not matches(answer, instance.data[0]):
             return False
         stack: list[str] = []
         for c in answer:
@@ -139,11 +129,11 @@ class Ladder(Task):
     def generate(self, rng: np.random.Generator) -> Instance:
         picks = np.sort(rng.permutation(26)[: self.length])
         full = "".join(string.ascii_lowercase[k] for k in picks.tolist())
-        given = _reveal(rng, full, self.shown)
+        given = reveal(rng, full, self.shown)
         return Instance(task=self.id, prompt=f"ladder {given}=", data=(given,), example=full)
 
     def check(self, instance: Instance, answer: str) -> bool:
-        if not _keeps(answer, instance.data[0]) or set(answer) - set(string.ascii_lowercase):
+        if not matches(answer, instance.data[0]) or set(answer) - set(string.ascii_lowercase):
             return False
         return all(a < b for a, b in itertools.pairwise(answer))
 
@@ -209,13 +199,13 @@ class Permutation(Task):
 
     def generate(self, rng: np.random.Generator) -> Instance:
         full = "".join(str(k + 1) for k in rng.permutation(self.size).tolist())
-        given = _reveal(rng, full, self.shown)
+        given = reveal(rng, full, self.shown)
         return Instance(task=self.id, prompt=f"permutation {given}=", data=(given,), example=full)
 
     def check(self, instance: Instance, answer: str) -> bool:
         (given,) = instance.data
         every = "".join(str(k + 1) for k in range(len(given)))
-        return _keeps(answer, given) and _sorted(answer) == every
+        return matches(answer, given) and _sorted(answer) == every
 
     def solve(self, instance: Instance) -> str:
         (given,) = instance.data
