@@ -1,9 +1,9 @@
 """Engine overhead: whole generations / replays of the very model calls they made.
 
-4 layers, d = 256, vocabulary 4,096, prompt 64, 128 positions in windows of 32, float32, batch 1
+4 layers, d = 256, vocabulary 4,096, prompt 32, 128 positions in windows of 32, float32, batch 1
 and 8. Sharpened random weights, so that thresholds are met now and then.
 
-    python benchmarks/engine_overhead.py [--repeats 11] [--out results/benchmarks]
+    python benchmarks/engine_overhead.py [--repeats 7] [--out results/benchmarks]
 """
 
 import argparse
@@ -17,12 +17,12 @@ from whet.measure.record import Arm, Metric, claim, new_record, save
 from whet.report.tables import arms_table, claims_table, print_table
 
 BOUNDS = {"low-confidence": 1.10, "threshold": 1.10, "soar": 1.15}
-GEN, BLOCK, PROMPT = 128, 32, 64
+GEN, BLOCK, PROMPT = 128, 32, 32
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=11)
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
     arguments = parser.parse_args()
     denoiser = random_llada(layers=4, width=256, vocab=4096, context=256, sharpness=15.0)
@@ -31,7 +31,7 @@ def main():
         canvas = random_canvas(denoiser, batch, PROMPT, GEN)
         for decoder, bound in BOUNDS.items():
             options = decoder_options(decoder, {"block_length": BLOCK})
-            repeats = arguments.repeats if batch == 1 else max(5, arguments.repeats // 2)
+            repeats = arguments.repeats if batch == 1 else max(3, arguments.repeats // 2)
             found = engine_overhead(denoiser, canvas, options, start=PROMPT, repeats=repeats)
             name = f"{decoder}, batch {batch}"
             ci = (found.low, found.high)

@@ -75,6 +75,19 @@ def finish_swap(folder: Path) -> None:
         os.replace(aside, folder)
 
 
+def check_writable(folder: str | os.PathLike[str]) -> None:
+    """Make `folder` and try to write in it, before long work begins.
+
+    Errors: InputError where that cannot be done.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise _explain(Path(folder), error) from error
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file (UTF-8) atomically and durably."""
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:

@@ -17,8 +17,6 @@ from typing import Any, Literal
 
 from whet.errors import OptionError, nearest
 
-Verb = Literal["decode", "generate", "train", "reproduce"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Method:

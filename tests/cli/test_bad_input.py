@@ -31,6 +31,8 @@ from whet.zoo import recipes
         (("generate", "--decoder", "soar", "--threshold", "high", "x"), "threshold"),
         (("generate", "--dtype", "float12", "x"), "did you mean 'float32'"),
         (("generate", "--device", "warp", "x"), "device='warp'"),
+        (("generate", "--decoder", "soar@mine", "x"), "decoders have no suites"),
+        (("benchmark", "decode", "--tasks", "sudoku", "--n", "1"), "n=1 is too few"),
         (("evaluate", "--tasks", "sudko"), "did you mean 'sudoku'"),
         (("evaluate", "--tasks", "sudoku:blanks=3"), "min_blanks"),
         (("benchmark", "decode", "--decoders", "soar:threshold=2"), "between 0 and 1"),
@@ -136,11 +138,33 @@ def test_finished_lines_are_skipped_and_half_lines_done_again(whet, checkpoint, 
 
 
 def test_an_output_that_is_something_else_is_refused(fails, checkpoint, tmp_path):
-    output = tmp_path / "notes.txt"
-    output.write_text("my notes\n")
-    command = ("generate", "--model", checkpoint, "--output", output, "sudoku 1=")
-    assert "is no output of `whet generate`" in fails(*command)
-    assert output.read_text() == "my notes\n"
+    command = ("generate", "--model", checkpoint, "--output", tmp_path / "notes.txt", "sudoku 1=")
+    for text in ("my notes\n", "my notes", "a\nb", '{"prompt": "x"}\n'):
+        (tmp_path / "notes.txt").write_text(text)
+        assert "is no output of `whet generate`" in fails(*command)
+        assert (tmp_path / "notes.txt").read_text() == text
+
+
+def test_an_id_stands_for_one_prompt(whet, fails, checkpoint, tmp_path):
+    output = tmp_path / "out.jsonl"
+    command = ("generate", "--model", checkpoint, "--output", output)
+    assert whet(*command, "sudoku 1=")[0] == 0
+    kept = output.read_text()
+    assert "holds another prompt under the id '0'" in fails(*command, "sudoku 2=")
+    assert output.read_text() == kept
+    twice = tmp_path / "in.jsonl"
+    twice.write_text('{"prompt": "1", "id": "a"}\n{"prompt": "2", "id": "a"}\n')
+    assert "lines 1 and 2 share the id 'a'" in fails(*command, "--input", twice)
+
+
+def test_unusual_line_separators_are_text(whet, checkpoint, tmp_path):
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"prompt": "sudoku 1=", "id": "a\u2028b"}\n', encoding="utf-8")
+    command = ("generate", "--model", checkpoint, "--input", source, "--output", output)
+    assert whet(*command)[0] == 0
+    whole = output.read_text()
+    assert whet(*command)[0] == 0
+    assert output.read_text() == whole
 
 
 def test_unwritable_and_full_outputs(fails, checkpoint, tmp_path):
@@ -150,6 +174,38 @@ def test_unwritable_and_full_outputs(fails, checkpoint, tmp_path):
     assert "cannot write" in fails(*command, blocker / "out.jsonl")
     if os.path.exists("/dev/full"):
         assert "No space left" in fails(*command, "/dev/full")
+        many = tmp_path / "many.jsonl"
+        many.write_text("".join(f'{{"prompt": "sudoku {i}="}}\n' for i in range(200)))
+        many_command = ("generate", "--model", checkpoint, "--input", many, "--gen-length", "4")
+        assert "No space left" in fails(
+            *many_command, "--batch-size", "200", "--output", "/dev/full"
+        )
+    train = ("train", "masked", "--config", "tiny-dlm", "--out", blocker / "run")
+    assert "file" in fails(*train)
+    for verb in (("benchmark", "decode", "--model", checkpoint), ("reproduce", "soar")):
+        assert "cannot write" in fails(*verb, "--out", blocker / "records")
+
+
+def test_a_full_stdout_is_one_sentence(checkpoint):
+    if not os.path.exists("/dev/full"):
+        pytest.skip("this system has no /dev/full")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "whet", "methods", "--json"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == ["error: output: No space left on device"]
+
+
+def test_infill_without_a_gap_names_the_line_and_the_rest_is_done(whet, checkpoint):
+    command = ("generate", "--model", checkpoint, "--infill", "--json")
+    code, out, err = whet(*command, "1<|mask|>", "12", "<|mask|>3")
+    assert code == 2
+    assert "line 2: the text has no gap" in err
+    assert len(out.splitlines()) == 2
 
 
 def test_interrupt_keeps_finished_lines_and_resumes(whet, checkpoint, tmp_path):

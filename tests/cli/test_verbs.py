@@ -97,6 +97,30 @@ def test_generate_live_view_draws_the_canvas(whet, checkpoint):
     assert json.loads(out)["steps"] == 16
 
 
+def test_a_redirected_stdout_stays_redirected_under_a_live_terminal(checkpoint, tmp_path):
+    """With a terminal on stderr, bars and live views must not swallow what stdout is for."""
+    import os
+    import pty
+
+    if not hasattr(pty, "openpty"):
+        pytest.skip("this system has no pseudo-terminals")
+    for extra in (["--live", "--delay", "0"], ["--no-live"]):
+        leader, follower = pty.openpty()
+        command = [sys.executable, "-m", "whet", "generate", "--model", str(checkpoint), *extra]
+        with open(tmp_path / "out.txt", "w") as out:
+            child = subprocess.Popen([*command, "--json", "sudoku 1="], stdout=out, stderr=follower)
+        os.close(follower)
+        seen = b""
+        try:
+            while chunk := os.read(leader, 65536):
+                seen += chunk
+        except OSError:  # the other end is closed
+            pass
+        assert child.wait() == 0, seen
+        os.close(leader)
+        assert json.loads((tmp_path / "out.txt").read_text())["steps"] == 16
+
+
 def test_infill_keeps_what_is_given(whet, checkpoint):
     text = "sudoku 1<|mask|>3<|mask|>=ab"
     code, out, _ = whet("generate", "--model", checkpoint, "--infill", "--json", text)

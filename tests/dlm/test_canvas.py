@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers.modeling_outputs import BaseModelOutput
 
-from tests.conftest import EOS, MASK, VOCAB
+from tests.conftest import EOS, MASK
 from whet import catalogue
 from whet.dlm.canvas import denoise
 from whet.dlm.decoders import decoder_options
@@ -186,7 +186,7 @@ def test_guidance_of_scale_zero_is_no_guidance_and_above_matches_the_formula(tin
 
     same, trace = denoise(tiny_llada, canvas, mask, options=options, start=5, make_provider=zero)
     assert torch.equal(plain, same)
-    assert trace.rows == 2 * int(trace.rows_per_step.sum())
+    assert trace.rows == int(trace.rows_per_step.sum()) == 2 * 2 * G
 
     # One forward of a guided step, against l_u + (s + 1)(l_c - l_u) computed by hand.
     _, guided = denoise(
@@ -205,12 +205,14 @@ def test_guidance_of_scale_zero_is_no_guidance_and_above_matches_the_formula(tin
     assert torch.allclose(guided.confidence[0], expected, atol=1e-12)
 
 
-def test_padding_is_not_blinded_by_guidance(tiny_llada, canvases):
-    canvas, mask = canvases([5, 2], G)
-    options = LowConfidence(softmax="float64", cfg_scale=0.8)
-    together, _ = denoise(tiny_llada, canvas, mask, options=options, start=5)
-    alone, _ = denoise(tiny_llada, canvas[1:, 3:], options=options, start=2)
-    assert torch.equal(together[1, 3:], alone[0])
+def test_right_padding_and_a_late_start_are_refused(tiny_llada, canvases):
+    canvas, _ = canvases([4, 4], G)
+    mask = torch.ones(canvas.shape, dtype=torch.bool)
+    mask[1, -1] = False
+    with pytest.raises(InputError, match="padding must be on the left"):
+        denoise(tiny_llada, canvas, mask, options=LowConfidence())
+    with pytest.raises(InputError, match="column 4 holds a mask, before start=6"):
+        denoise(tiny_llada, canvas, options=LowConfidence(), start=6)
 
 
 def _favour_eos(model, bias):
@@ -251,6 +253,31 @@ def test_eos_deferred_is_committed_last(tiny_llada, canvases):
     tokens, trace = denoise(denoiser, canvas, options=LowConfidence(eos="defer"), start=4)
     assert (tokens[0, 4:] == EOS).tolist() == odd.tolist()
     assert trace.commit_step[0][~odd].max() < trace.commit_step[0][odd].min()
+    # Deferred tokens are above no threshold, and their true confidence stays in the trace.
+    _, trace = denoise(
+        denoiser, canvas, options=Threshold(eos="defer", threshold=0.0, block_length=6), start=4
+    )
+    assert torch.bincount(trace.commit_step[0]).tolist() == [3, 1, 1, 1, 3, 1, 1, 1]
+    assert (trace.confidence[0] > 0).all()
+
+
+def test_the_end_of_a_turn_ends_a_text(tiny_llada, canvases):
+    """What instruction-tuned checkpoints put at the end counts as an end, beside EOS."""
+    turn = 7
+    denoiser = dataclasses.replace(Denoiser.of(tiny_llada), end_of_turn_ids=(turn,))
+    head = tiny_llada.head
+
+    def favour(hidden):
+        logits = head(hidden)
+        logits[..., turn] += 50
+        return logits
+
+    tiny_llada.head = favour
+    canvas, _ = canvases([4], G)
+    options = LowConfidence(block_length=4, eos="early_stop")
+    tokens, trace = denoise(denoiser, canvas, options=options, start=4)
+    assert trace.forwards == 4
+    assert (tokens[0, 8:] == EOS).all()
 
 
 def test_early_stop_fills_the_rest_with_eos_and_saves_forwards(tiny_llada, canvases):
@@ -352,4 +379,3 @@ def test_windows_point_at_the_leftmost_open_one():
     windows = Windows.cut(3, 8, 4)
     masked = torch.tensor([[1, 0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1, 0, 0], [0] * 8]).bool()
     assert windows.current(masked).tolist() == [0, 1, 1]
-    assert VOCAB > MASK

@@ -72,6 +72,13 @@ def test_plain_generate_is_low_confidence(model):
     assert torch.equal(plain, denoise(model, canvas, options=LowConfidence(), start=5)[0])
 
 
+def test_decoders_go_by_name_too(model):
+    prompt = ids()
+    by_name = model.generate(prompt, custom_generate="threshold", max_new_tokens=8, threshold=0.3)
+    call = {"max_new_tokens": 8, "threshold": 0.3}
+    assert torch.equal(by_name, model.generate(prompt, custom_generate=threshold, **call))
+
+
 def test_partial_and_callback(model):
     steps = []
     decoder = partial(soar, on_commit=lambda step, rows: steps.append(step))
@@ -108,6 +115,9 @@ def test_guidance_scale_is_cfg_scale_plus_one(model):
         ({"custom_generate": soar, "threshold": 2.0}, OptionError, "between 0 and 1"),
         ({"custom_generate": soar, "num_beams": 2}, OptionError, "beam_width"),
         ({"custom_generate": soar, "streamer": object()}, OptionError, "on_commit"),
+        ({"custom_generate": "sora"}, OptionError, "did you mean 'soar'"),
+        ({"custom_generate": soar, "bad_words_ids": [[3]]}, OptionError, "NoBadWords"),
+        ({"custom_generate": soar, "max_time": 1.0}, OptionError, "MaxTimeCriteria"),
         ({"custom_generate": soar, "repetition_penalty": 1.2}, OptionError, "repetition_penalty"),
         ({"custom_generate": low_confidence, "steps": 3}, OptionError, "steps=3"),
     ],

@@ -1,3 +1,4 @@
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -6,6 +7,19 @@ from torch import nn
 
 from whet.errors import CheckpointError, InputError
 from whet.models.denoiser import Denoiser, base_model, unwrap
+
+
+class Tokens:
+    """A tokenizer of `size` ids, of which one may end a turn."""
+
+    def __init__(self, size, **special):
+        self.size, self.special = size, special
+
+    def __len__(self):
+        return self.size
+
+    def get_vocab(self):
+        return {str(i): i for i in range(self.size)} | self.special
 
 
 class Rolled(nn.Module):
@@ -68,7 +82,7 @@ def test_a_shifted_model_gives_identical_logits(tiny_llada, padded):
     assert not plain.traits.shift
     one = plain.logits(tokens, mask, rows, positions)
     assert torch.equal(shifted.logits(tokens, mask, rows, positions), one)
-    unshifted = shifted.replace_model(tiny_llada).logits(tokens, mask, rows, positions)
+    unshifted = dataclasses.replace(shifted, model=tiny_llada).logits(tokens, mask, rows, positions)
     assert not torch.allclose(unshifted, one)
 
 
@@ -110,11 +124,11 @@ def test_the_mask_token_and_ids_beyond_the_tokenizer_are_never_predicted(tiny_ll
     at = torch.tensor([0]), torch.tensor([2])
     bare = Denoiser.of(tiny_llada).logits(tokens, None, *at)
     assert bare.isneginf().nonzero()[:, 1].tolist() == [39]
-    cut = Denoiser.of(tiny_llada, range(33)).logits(tokens, None, *at)
+    cut = Denoiser.of(tiny_llada, Tokens(33)).logits(tokens, None, *at)
     assert cut.isneginf().nonzero()[:, 1].tolist() == list(range(33, 40))
     assert torch.equal(cut[:, :33], bare[:, :33])
     # A tokenizer that knows more than the head has rows cuts nothing.
-    assert Denoiser.of(tiny_llada, range(99)).vocab_size == 40
+    assert Denoiser.of(tiny_llada, Tokens(99)).vocab_size == 40
 
 
 @torch.no_grad()
@@ -132,7 +146,7 @@ def test_only_the_asked_positions_pass_the_head(family, request):
 
 
 def test_the_facts_of_a_family(tiny_llada, tiny_dream):
-    llada, dream = Denoiser.of(tiny_llada, range(36)), Denoiser.of(tiny_dream)
+    llada, dream = Denoiser.of(tiny_llada, Tokens(36)), Denoiser.of(tiny_dream)
     assert (llada.mask_token_id, llada.eos_token_ids, llada.pad_token_id) == (39, (0,), 0)
     assert (llada.vocab_size, dream.vocab_size) == (36, 40)
     assert llada.context_length == dream.context_length == 64
@@ -140,6 +154,15 @@ def test_the_facts_of_a_family(tiny_llada, tiny_dream):
     assert Denoiser.of(tiny_dream).context_length == 2048
     assert llada.device == torch.device("cpu")
     assert Denoiser.of(llada) is llada
+
+
+def test_the_end_of_a_turn_comes_from_the_tokenizer(tiny_llada):
+    assert Denoiser.of(tiny_llada, Tokens(36)).end_ids == (0,)
+    spoken = Denoiser.of(tiny_llada, Tokens(36, **{"<|eot_id|>": 35}))
+    assert (spoken.eos_token_ids, spoken.end_ids) == ((0,), (0, 35))
+    tiny_llada.tokenizer = Tokens(30, **{"<|eot_id|>": 29})  # as `whet.load` leaves it
+    assert Denoiser.of(tiny_llada).vocab_size == 30
+    assert Denoiser.of(tiny_llada).end_ids == (0, 29)
 
 
 def test_end_of_text_may_be_a_list_or_absent(tiny_llada):
@@ -170,7 +193,7 @@ def test_models_that_are_no_masked_lms_are_refused(tiny_llada):
     ],
 )
 def test_prompts_that_cannot_be_used_say_why(tiny_llada, ids, why):
-    denoiser = Denoiser.of(tiny_llada, range(36))
+    denoiser = Denoiser.of(tiny_llada, Tokens(36))
     denoiser.check_prompt(torch.tensor([0, 35]))
     with pytest.raises(InputError, match=why) as caught:
         denoiser.check_prompt(torch.tensor(ids, dtype=torch.long), "prompt 3")

@@ -79,7 +79,8 @@ def run_arms(
         raise OptionError("two arms share a name: name each decoder and setting once")
     results = {a.name: ArmResult(a) for a in arms}
 
-    def decode(arm: DecoderArm, lo: int, hi: int) -> list[Completion]:
+    def decode(arm: DecoderArm, lo: int, size: int) -> list[Completion]:
+        hi = min(lo + size, len(asked))
         return list(
             generate_texts(
                 model,
@@ -98,16 +99,16 @@ def run_arms(
         _, peak = peak_memory(lambda arm=arm: decode(arm, 0, batch_size))  # type: ignore[misc]
         results[arm.name].added_bytes = peak.added_bytes
     for turn, lo in enumerate(range(0, len(asked), batch_size)):
-        hi = min(lo + batch_size, len(asked))
+        hi = lo + batch_size
         first = turn % len(arms)
         for arm in [*arms[first:], *arms[:first]]:
             result = results[arm.name]
             with Clock() as clock:
-                done = decode(arm, lo, hi)
+                done = decode(arm, lo, batch_size)
             result.seconds.append(clock.seconds)
             result.completions.extend(dataclasses.replace(c, trace=None) for c in done)
             result.outcomes.extend(judge_texts(asked[lo:hi], (c.text for c in done)))
-        on_batch(hi)
+        on_batch(min(hi, len(asked)))
     return results
 
 
@@ -129,7 +130,12 @@ def record_arm(result: ArmResult) -> Arm:
     metrics["tokens_per_forward"] = Metric(
         value=float(tokens.sum() / result.column("answer_steps").sum()), n=len(tokens)
     )
-    cost = {"seconds": float(sum(result.seconds))}
+    # Totals with everything in them; the metrics leave out steps behind the end of an answer.
+    cost = {
+        "seconds": float(sum(result.seconds)),
+        "forwards": float(result.column("steps").sum()),
+        "rows": float(result.column("rows").sum()),
+    }
     if result.added_bytes is not None:
         cost["added_bytes"] = float(result.added_bytes)
     return Arm(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from whet.dlm.canvas import denoise
 from whet.dlm.options import DecodeOptions
+from whet.errors import OptionError
 from whet.measure.clock import alternate, ratio_interval
 from whet.models.denoiser import Denoiser
 
@@ -55,7 +56,12 @@ def engine_overhead(
     repeats: int,
     warmup: int = 1,
 ) -> Overhead:
-    """Time whole generations against replays of their model calls, in turns."""
+    """Time whole generations against replays of their model calls, in turns.
+
+    Errors: OptionError with guidance, whose two halves the recorder does not see.
+    """
+    if options.cfg_scale:
+        raise OptionError(f"cfg_scale={options.cfg_scale:g}: overhead is measured without guidance")
     recorder = RecordingDenoiser(**vars(denoiser))
     _, trace = denoise(recorder, canvas, options=options, start=start)
 

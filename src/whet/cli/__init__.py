@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from cyclopts import App, CycloptsError
@@ -35,17 +36,26 @@ def main(arguments: list[str] | None = None) -> None:
     """Run a command. Errors end in one sentence on stderr and exit code 2; Ctrl-C in 130."""
     try:
         app(arguments, exit_on_error=False, print_error=False)
+        sys.stdout.flush()
     except CycloptsError as error:
         _fail(" ".join(str(error).split()))
     except WhetError as error:
         _fail(str(error))
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted: what was finished is kept\n")
+        sys.stderr.write("interrupted: files keep what was finished\n")
         sys.exit(130)
     except BrokenPipeError:
         # The reader went away (`whet … | head`): not an error of ours.
-        sys.stderr.close()
+        _abandon_stdout()
         sys.exit(141)
+    except OSError as error:
+        _abandon_stdout()
+        _fail(f"{error.filename or 'output'}: {error.strerror or error}")
+
+
+def _abandon_stdout() -> None:
+    """What could not be written must not be tried again when the interpreter ends."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - lives until the process ends
 
 
 def _fail(sentence: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ class ModelFlags:
     """Which model, and how to hold it."""
 
     model: Annotated[str, Parameter(help="Zoo name, directory or hub name.")] = "tiny-dlm"
-    device: Annotated[str, Parameter(help="cpu, cuda, mps, …")] = "cpu"
+    device: Annotated[str, Parameter(help="cpu or cuda.")] = "cpu"
     dtype: Annotated[str, Parameter(help="auto, float32, float64, bfloat16 or float16.")] = "auto"
 
     def load(self) -> tuple[Any, Any]:
@@ -36,8 +37,9 @@ class ModelFlags:
 
         dtype = check_dtype(self.dtype)
         try:
-            torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError) as error:
+            # float64: scores of beams are kept in it (Apple's mps has none).
+            torch.empty(0, device=self.device, dtype=torch.float64)
+        except (RuntimeError, AssertionError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise OptionError(f"device={self.device!r} cannot be used: {reason}") from error
         quiet_transformers()
@@ -57,6 +59,7 @@ class DecoderFlags:
     threshold: Annotated[float | None, Parameter(help="Confidence that counts as sure.")] = None
     beam_width: Annotated[int | None, Parameter(help="Hypotheses kept (soar, pbs).")] = None
     max_parallel: Annotated[int | None, Parameter(help="Most tokens per step (soar).")] = None
+    min_parallel: Annotated[int | None, Parameter(help="Sure tokens to accelerate (soar).")] = None
     score: Annotated[str | None, Parameter(help="mean or sum (soar, pbs).")] = None
     variant: Annotated[str | None, Parameter(help="paper, llada or dream (soar).")] = None
     confidence: Annotated[str | None, Parameter(help="prob, margin or neg_entropy.")] = None
@@ -108,6 +111,8 @@ def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
         yield tell
         return
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    # A redirected stdout stays what it is; on a terminal both go through the same console.
+    both = sys.stdout.isatty()
+    with Progress(*columns, console=console, transient=True, redirect_stdout=both) as bar:
         task = bar.add_task(label, total=total)
         yield lambda done: bar.update(task, completed=done)

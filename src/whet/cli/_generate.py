@@ -6,7 +6,7 @@ import contextlib
 import json as json_module
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -17,7 +17,7 @@ from whet._io import write_json
 from whet.cli._common import progress
 from whet.cli._live import CanvasLive, visible
 from whet.dlm.options import DecodeOptions
-from whet.dlm.texts import Completion, encode_prompt, generate_texts, infill
+from whet.dlm.texts import Completion, encode_gaps, encode_prompt, generate_texts, infill
 from whet.errors import InputError
 from whet.models.denoiser import Denoiser
 
@@ -47,12 +47,25 @@ def read_prompts(arguments: Sequence[str], source: Path | None, output: Path | N
             text = source.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"cannot read {source}: {error}") from error
-        lines = [_parse(n, t) for n, t in enumerate(text.splitlines(), 1) if t.strip()]
+        lines = [_parse(n, t) for n, t in enumerate(text.split("\n"), 1) if t.strip()]
     else:
         lines = [Line(str(i), t.rstrip("\n"), i) for i, t in enumerate(sys.stdin) if t.strip()]
     if not lines:
         raise InputError("no prompt: give one as an argument, on stdin or with --input FILE.jsonl")
+    named: dict[str, int] = {}
+    for line in lines:
+        if line.id in named and line.problem is None:
+            raise InputError(
+                f"lines {named[line.id] + 1} and {line.request + 1} share the id {line.id!r}: "
+                "ids must differ"
+            )
+        named[line.id] = line.request
     finished = _finished(output)
+    for line in lines:
+        if line.problem is None and finished.get(line.id, line.prompt) != line.prompt:
+            raise InputError(
+                f"{output} holds another prompt under the id {line.id!r}: use another --output"
+            )
     return [line for line in lines if line.id not in finished]
 
 
@@ -67,19 +80,27 @@ def _parse(number: int, text: str) -> Line:
     return Line(str(value.get("id", request)), value["prompt"], request)
 
 
-def _finished(output: Path | None) -> set[str]:
-    """Ids already written; a half-written last line (a kill) is cut off and done again."""
+def _finished(output: Path | None) -> dict[str, str]:
+    """Ids and prompts already written; a half-written last line (a kill) is left out."""
     if output is None or not output.is_file():
-        return set()
-    text = output.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        with output.open("r+", encoding="utf-8") as file:
-            file.truncate(len(whole.encode()))
+        return {}
     try:
-        return {str(json_module.loads(line)["id"]) for line in whole.splitlines() if line.strip()}
+        text = output.read_text(encoding="utf-8")
+        done = [json_module.loads(line) for line in _whole(text).split("\n") if line.strip()]
+        found = {str(value["id"]): str(value["prompt"]) for value in done}
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{output} exists and is no output of `whet generate`") from error
+    if not text.startswith(_START[: len(text)]):
+        raise InputError(f"{output} exists and is no output of `whet generate`")
+    return found
+
+
+_START = '{"id": '
+
+
+def _whole(text: str) -> str:
+    """What comes before a half-written last line."""
+    return text[: text.rfind("\n") + 1]
 
 
 @dataclass
@@ -128,11 +149,14 @@ class Job:
         usable, problems = [], []
         for line in lines:
             problem = line.problem
-            if problem is None and not self.infill:
+            if problem is None:
                 try:
-                    encode_prompt(
-                        denoiser, self.tokenizer, line.prompt, self.gen_length, chat=self.chat
-                    )
+                    if self.infill:
+                        encode_gaps(denoiser, self.tokenizer, line.prompt)
+                    else:
+                        encode_prompt(
+                            denoiser, self.tokenizer, line.prompt, self.gen_length, chat=self.chat
+                        )
                 except InputError as error:
                     problem = f"line {line.request + 1}: {error}" if len(lines) > 1 else str(error)
             if problem is None:
@@ -146,6 +170,9 @@ class Job:
             return None
         try:
             self.output.parent.mkdir(parents=True, exist_ok=True)
+            if self.output.is_file():  # a kill may have cut the last line short: do it again
+                text = self.output.read_text(encoding="utf-8")
+                os.truncate(self.output, len(_whole(text).encode()))
             return self.output.open("a", encoding="utf-8")
         except OSError as error:
             raise InputError(f"cannot write {self.output}: {error.strerror}") from error
@@ -184,17 +211,20 @@ class Job:
         )
         for line, completion in zip(batch, list(done), strict=True):
             self._emit(line, completion, sink)
-        if sink is not None:
-            self._sync(sink)
+        self._sync(sink)
 
     def _infill(self, lines: list[Line], sink: IO[str] | None) -> None:
         with progress("infill", len(lines)) as done:
             for count, line in enumerate(lines, 1):
-                text, trace = infill(self.model, self.tokenizer, line.prompt, options=self.options)
-                steps, rows = int(trace.steps[0]), int(trace.prompt_rows[0])
-                self._write(line, text, steps, rows, sink)
-                if sink is not None:
-                    self._sync(sink)
+                completion = infill(
+                    self.model,
+                    self.tokenizer,
+                    line.prompt,
+                    options=self.options,
+                    request=line.request,
+                )
+                self._emit(line, completion, sink)
+                self._sync(sink)
                 done(count)
 
     def _emit(self, line: Line, completion: Completion, sink: IO[str] | None) -> None:
@@ -208,16 +238,23 @@ class Job:
         value = {"id": line.id, "prompt": line.prompt, "text": text, "steps": steps, "rows": rows}
         encoded = json_module.dumps(value, ensure_ascii=False) + "\n"
         if sink is not None:
-            sink.write(encoded)
+            with self._explained():
+                sink.write(encoded)
         elif self.json:
             sys.stdout.write(encoded)
         else:
             sys.stdout.write(text + "\n")
 
-    def _sync(self, sink: IO[str]) -> None:
+    def _sync(self, sink: IO[str] | None) -> None:
+        if sink is not None:
+            with self._explained():
+                sink.flush()
+                os.fsync(sink.fileno())
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
         try:
-            sink.flush()
-            os.fsync(sink.fileno())
+            yield
         except OSError as error:
             raise InputError(
                 f"cannot write {self.output}: {error.strerror}; lines before are kept, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Self
@@ -37,8 +38,9 @@ class CanvasLive:
 
     def __init__(self, console: Console, tokenizer: Any, *, gen_length: int, delay: float) -> None:
         self.tokenizer, self.gen_length, self.delay = tokenizer, gen_length, delay
-        self.live = Live(console=console, auto_refresh=False)
-        self.finished: list[Text] = []
+        both = sys.stdout.isatty()  # a redirected stdout stays what it is
+        self.live = Live(console=console, auto_refresh=False, redirect_stdout=both)
+        self.lines: list[Text] = []
 
     def __enter__(self) -> Self:
         self.live.start()
@@ -48,12 +50,12 @@ class CanvasLive:
         self.live.stop()
 
     def watch(self, labels: Sequence[str], prompts: Sequence[str]) -> Callable[[int, Rows], None]:
-        """A callback for one batch; what earlier batches drew stays above."""
-        lines = [
+        """A callback for one batch; what earlier batches drew is printed above, for good."""
+        for line in self.lines:
+            self.live.console.print(line)
+        lines = self.lines = [
             Text(f"{label:<16} {prompt}") for label, prompt in zip(labels, prompts, strict=True)
         ]
-        above = list(self.finished)
-        self.finished.extend(lines)
 
         def on_commit(step: int, rows: Rows) -> None:
             region = rows.tokens[:, -self.gen_length :].tolist()
@@ -69,8 +71,8 @@ class CanvasLive:
                     cells(texts, order, rows.confidence[row].tolist()),
                     (f"  {step + 1} steps", "dim"),
                 )
-            self.finished[len(above) :] = lines
-            self.live.update(Group(*above, *lines), refresh=True)
+            room = max(4, self.live.console.height - 2)
+            self.live.update(Group(*lines[:room]), refresh=True)
             if self.delay:
                 time.sleep(self.delay)
 

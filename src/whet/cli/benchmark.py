@@ -37,7 +37,7 @@ def decode(
     problem_seed: Annotated[int, Parameter(help="Which problems are drawn.")] = 0,
     watch: Annotated[int, Parameter(help="First show this many problems being solved.")] = 0,
     out: Annotated[Path, Parameter(help="Folder for the record and the page.")] = Path(
-        "results/benchmarks"
+        "runs/benchmarks"
     ),
     name: Annotated[str, Parameter(help="Name of the record.")] = "decode",
     model_flags: ModelFlags = ModelFlags(),  # noqa: B008 - frozen
@@ -48,9 +48,11 @@ def decode(
     Ends with a table and the path of a page with the accuracy-forwards frontier and canvases
     that fill in step by step. Forwards and rows leave out what was spent behind an answer's end.
     """
+    from whet.errors import OptionError
     from whet.tasks import expand
 
     chosen = expand(tasks or ["scratchpad"])
+    from whet._io import check_writable
     from whet.bench.decoding import DecoderArm
     from whet.cli._benchmark import DecodeBenchmark
 
@@ -64,6 +66,9 @@ def decode(
         "soar",
     ]
     arms = [DecoderArm.parse(text) for text in decoders or default]
+    if n < 2:
+        raise OptionError(f"n={n} is too few: intervals need at least 2 problems")
+    check_writable(out)
     model, tokenizer = model_flags.load()
     benchmark = DecodeBenchmark(
         model_name=model_flags.model,

@@ -17,7 +17,9 @@ def reproduce(
     name: str,
     *,
     quick: Annotated[bool, Parameter(help="Fewer problems, for a look; level `smoke`.")] = False,
-    out: Annotated[Path, Parameter(help="Folder of records.")] = Path("results/reproduce"),
+    out: Annotated[
+        Path | None, Parameter(help="Folder of records (default: runs/reproduce).")
+    ] = None,
     page: Annotated[bool, Parameter(help="Write NAME.html beside the record.")] = False,
     json: bool = False,
 ) -> None:
@@ -33,6 +35,7 @@ def reproduce(
     import sys
 
     from whet import catalogue
+    from whet._io import check_writable
     from whet.measure.record import save
     from whet.report.page import write_page
     from whet.report.pages import from_folder
@@ -40,6 +43,8 @@ def reproduce(
 
     proof = catalogue.resolve(name, "reproduce")
     method = catalogue.get(name)
+    out = out or Path("runs/reproduce")
+    check_writable(out)
     quiet_transformers()
     with progress(f"reproduce {method.id}", 1000) as done:
         record = proof.run(

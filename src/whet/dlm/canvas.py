@@ -27,7 +27,7 @@ from whet.dlm.state import Proposal, Rows, Successors
 from whet.dlm.stop import first_rows
 from whet.dlm.trace import Trace
 from whet.errors import InputError
-from whet.layers.sampling import CONFIDENCE_RANGE, propose
+from whet.layers.sampling import propose
 from whet.models.denoiser import Denoiser
 
 OnCommit = Callable[[int, Rows], None]
@@ -60,6 +60,8 @@ def denoise(
     canvas = canvas.to(denoiser.device)
     if attention_mask is not None:
         attention_mask = attention_mask.to(denoiser.device).bool()
+        if bool((attention_mask[:, :-1] & ~attention_mask[:, 1:]).any()):
+            raise InputError("padding must be on the left: set tokenizer.padding_side = 'left'")
         if bool(attention_mask.all()):
             attention_mask = None
     if canvas.shape[1] > denoiser.context_length:
@@ -70,8 +72,10 @@ def denoise(
     masked = canvas == denoiser.mask_token_id
     if not bool(masked.any(-1).all()):
         raise InputError("a canvas has no mask token to fill")
-    if start is None:
-        start = int(masked.any(0).nonzero()[0])
+    first = int(masked.any(0).nonzero()[0])
+    start = first if start is None else start
+    if first < start:
+        raise InputError(f"column {first} holds a mask, before start={start}")
     windows = Windows.cut(start, canvas.shape[1] - start, options.block_length)
     if make_provider is not None:
         provider = make_provider(denoiser, attention_mask, ~masked)
@@ -92,8 +96,6 @@ def _provider(
     denoiser: Denoiser, attention_mask: Tensor | None, given: Tensor, options: DecodeOptions
 ) -> Provider:
     if options.cfg_scale:
-        if attention_mask is not None:
-            given = given & attention_mask
         return GuidedProvider(denoiser, attention_mask, given, options.cfg_scale)
     return FullProvider(denoiser, attention_mask)
 
@@ -117,8 +119,11 @@ class _Loop:
         step = 0
         while len(rows):
             masked = rows.tokens[:, region] == self.denoiser.mask_token_id
+            sent = self.provider.rows
             rows, live = self._step(rows, masked, step)
-            rows_per_step.append(torch.bincount(live, minlength=prompts))
+            # Guidance sends every canvas twice.
+            each = (self.provider.rows - sent) // len(live)
+            rows_per_step.append(each * torch.bincount(live, minlength=prompts))
             left = (rows.tokens[:, region] == self.denoiser.mask_token_id).sum(-1)
             if on_commit is not None:
                 on_commit(step, rows.take(first_rows(rows.owner)))
@@ -183,9 +188,9 @@ class _Loop:
     def _propose(self, rows: Rows, candidates: Bool[Tensor, "R G"], step: int) -> Proposal:
         index, position = candidates.nonzero(as_tuple=True)
         logits = self.provider(rows, index, position + self.windows.start)
-        options, eos_ids = self.options, self.denoiser.eos_token_ids
+        options = self.options
         if options.eos == "suppress":
-            suppress_eos(logits, eos_ids)
+            suppress_eos(logits, self.denoiser.eos_token_ids)
         tokens, confidence = propose(
             logits,
             confidence=options.confidence,
@@ -195,17 +200,16 @@ class _Loop:
             if options.temperature > 0
             else None,
         )
-        if options.eos == "defer":
-            # The lowest confidence there is: behind everything else, above no threshold.
-            lowest = max(CONFIDENCE_RANGE[options.confidence][0], -1e9)
-            confidence = confidence.masked_fill(is_eos(tokens, eos_ids), lowest)
         dense_tokens = torch.zeros(candidates.shape, dtype=torch.long, device=tokens.device)
-        dense_confidence = torch.zeros(
-            candidates.shape, dtype=confidence.dtype, device=tokens.device
-        )
+        dense_confidence = confidence.new_zeros(candidates.shape)
         dense_tokens[index, position] = tokens
         dense_confidence[index, position] = confidence
-        return Proposal(dense_tokens, dense_confidence, candidates)
+        priority = dense_confidence
+        if options.eos == "defer":
+            # Below every confidence: behind everything else, above no threshold.
+            ends = candidates & is_eos(dense_tokens, self.denoiser.end_ids)
+            priority = dense_confidence.masked_fill(ends, -1e9)
+        return Proposal(dense_tokens, dense_confidence, priority, candidates)
 
     def _noise(self, rows: Rows, candidates: Tensor, vocab: int, step: int) -> Float[Tensor, "N V"]:
         """Uniform noise keyed by request, hypothesis and step, so that a batch equals its parts."""
@@ -223,9 +227,9 @@ class _Loop:
         window = self.windows.current(left)
         if self.options.eos == "early_stop":
             finished = self.windows.of_positions(left.device) < window[:, None]
-            stop = stop_positions(region, left, finished, self.denoiser.eos_token_ids)
+            stop = stop_positions(region, left, finished, self.denoiser.end_ids)
             if bool(stop.any()):
-                region[stop] = self.denoiser.eos_token_ids[0]
+                region[stop] = self.denoiser.end_ids[0]
                 rows = dataclasses.replace(
                     rows,
                     commit_step=torch.where(stop, step, rows.commit_step),

@@ -7,6 +7,7 @@ from typing import Any
 
 from whet import catalogue
 from whet.dlm.options import DecodeOptions
+from whet.errors import OptionError
 from whet.spec import Spec, build
 
 
@@ -16,6 +17,8 @@ def decoder_options(text: str, settings: Mapping[str, Any] | None = None) -> Dec
     Errors: OptionError for an unknown decoder or option (nearest match) or a bad value.
     """
     spec = Spec.parse(text)
+    if spec.suite is not None:
+        raise OptionError(f"{text!r}: decoders have no suites, write {spec.name!r}")
     method = catalogue.get(spec.name, "decode")
     merged = {**spec.settings, **(settings or {})}
     options: DecodeOptions = build(

@@ -55,7 +55,7 @@ class QuotaSelector(RowRule):
     random_seed: int | None = None
 
     def commit(self, rows: Rows, proposal: Proposal) -> Tensor:
-        key = proposal.confidence
+        key = proposal.priority
         if self.random_seed is not None:
             key = self._random_keys(rows, proposal)
         wanted = quota(rows.window_masks, rows.window_step, self.steps_per_window)

@@ -24,6 +24,13 @@ from whet.errors import OptionError
 
 # transformers takes these for itself before a callable could see them.
 _HOST = ("temperature",)
+# What transformers builds from settings that decoders honour (or that are its silent defaults).
+_PROCESSORS = (
+    "TemperatureLogitsWarper",
+    "TopKLogitsWarper",
+    "UnbatchedClassifierFreeGuidanceLogitsProcessor",
+)
+_CRITERIA = ("MaxLengthCriteria", "EosTokenCriteria")
 
 
 @dataclass
@@ -55,7 +62,7 @@ def custom_generate(options_class: type[DecodeOptions], name: str) -> Callable[.
 
         settings = {f.name: given.pop(f.name) for f in own if f.name in given}
         settings |= _host_settings(generation_config, settings)
-        _refuse(logits_processor, generation_config)
+        _refuse(logits_processor, stopping_criteria, generation_config)
         options = options_class(**settings)
         denoiser = Denoiser.of(model)
         mask = given.pop("attention_mask", None)
@@ -116,18 +123,16 @@ def _host_settings(config: Any, given: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _refuse(logits_processor: Any, config: Any) -> None:
+def _refuse(logits_processor: Any, stopping_criteria: Any, config: Any) -> None:
     for name in ("top_p", "top_k", "num_beams", "num_return_sequences", "repetition_penalty"):
         value, neutral = getattr(config, name, None), 0 if name == "top_k" else 1
         default_top_k = name == "top_k" and value == 50  # transformers' silent default
         if value not in (None, neutral, float(neutral)) and not default_top_k:
             raise OptionError(f"{name}={value} is not supported by whet's diffusion decoders")
-    foreign = [
-        type(p).__name__
-        for p in (logits_processor or [])
-        if not type(p).__module__.startswith("transformers.")
-    ]
-    if foreign:
-        raise OptionError(
-            f"logits_processor {foreign[0]} is not supported: decoders work on canvases"
-        )
+    for kind, given, known in (
+        ("logits processor", logits_processor, _PROCESSORS),
+        ("stopping criterion", stopping_criteria, _CRITERIA),
+    ):
+        foreign = [type(p).__name__ for p in (given or []) if type(p).__name__ not in known]
+        if foreign:
+            raise OptionError(f"{kind} {foreign[0]} is not supported: decoders work on canvases")

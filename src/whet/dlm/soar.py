@@ -116,11 +116,11 @@ def expand(
     threshold None never goes parallel.
     """
     candidates = proposal.candidates
-    rank = ranks(proposal.confidence, candidates)
+    rank = ranks(proposal.priority, candidates)
     if threshold is None:
         sure = torch.zeros_like(candidates)
     else:
-        sure = candidates & (proposal.confidence > threshold)
+        sure = candidates & (proposal.priority > threshold)
     parallel = sure.sum(-1) >= min_parallel
     branches = candidates.sum(-1).clamp_max(beam_width).masked_fill(parallel, 1)
     rows = torch.arange(len(candidates), device=candidates.device)

@@ -14,11 +14,13 @@ from torch import Tensor
 class Proposal:
     """What the model proposes at the masked positions of each row's current window.
 
-    tokens, confidence: [R, G]; they mean something only where `candidates` is True.
+    tokens, confidence: [R, G]; they mean something only where `candidates` is True. priority: the
+    confidence by which positions are chosen; deferred end-of-text tokens stand below everything.
     """
 
     tokens: Int[Tensor, "R G"]
     confidence: Float[Tensor, "R G"]
+    priority: Float[Tensor, "R G"]
     candidates: Bool[Tensor, "R G"]
 
 

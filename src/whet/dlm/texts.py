@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,8 +62,10 @@ def generate_texts(
     for name, value in (("gen_length", gen_length), ("batch_size", batch_size)):
         if value < 1:
             raise OptionError(f"{name}={value} must be at least 1")
-    denoiser = Denoiser.of(model, tokenizer)
     names = list(requests) if requests is not None else list(range(len(prompts)))
+    if len(names) != len(prompts):
+        raise OptionError(f"{len(names)} requests name {len(prompts)} prompts: give one each")
+    denoiser = Denoiser.of(model, tokenizer)
     encoded = [encode_prompt(denoiser, tokenizer, p, gen_length, chat=chat) for p in prompts]
     for lo in range(0, len(prompts), batch_size):
         part = slice(lo, lo + batch_size)
@@ -92,10 +95,7 @@ def encode_prompt(
         prompt = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
     ids = torch.tensor(tokenizer(prompt, add_special_tokens=False)["input_ids"], dtype=torch.long)
     denoiser.check_prompt(ids)
-    unknown = tokenizer.unk_token_id
-    if unknown is not None and bool((ids == unknown).any()):
-        odd = next((c for c in prompt if tokenizer(c)["input_ids"] == [unknown]), "?")
-        raise InputError(f"prompt holds {odd!r}, which the model's tokenizer does not know")
+    _check_known(tokenizer, prompt, ids)
     if len(ids) + gen_length > denoiser.context_length:
         raise InputError(
             f"prompt of {len(ids)} tokens and gen_length={gen_length} exceed the model's context "
@@ -127,9 +127,9 @@ def completions(
     denoiser: Denoiser,
 ) -> Iterator[Completion]:
     """Cut texts at the end-of-text token and count what they cost."""
-    ended = is_eos(region, denoiser.eos_token_ids).cumsum(-1)
+    ended = is_eos(region, denoiser.end_ids).cumsum(-1)
     # The first EOS belongs to the answer: without it the text would not end there.
-    useful = ended - is_eos(region, denoiser.eos_token_ids).long() == 0
+    useful = ended - is_eos(region, denoiser.end_ids).long() == 0
     answer_steps, answer_rows = trace.spent_on(useful)
     for i, prompt in enumerate(prompts):
         ids = region[i].tolist()
@@ -147,19 +147,45 @@ def completions(
         )
 
 
-def infill(model: Any, tokenizer: Any, text: str, *, options: DecodeOptions) -> tuple[str, Trace]:
-    """Fill every mask token in a text (`tokenizer.mask_token`), keeping all else.
+def encode_gaps(denoiser: Denoiser, tokenizer: Any, text: str) -> Int[Tensor, " T"]:
+    """Token ids of a text with gaps (`tokenizer.mask_token`), checked.
 
-    Errors: InputError where the text has no gap, or starts with one in a shifted model.
+    Errors: InputError where the text has no gap, starts with one in a shifted model, is too long,
+    or holds characters the tokenizer does not know.
     """
-    denoiser = Denoiser.of(model, tokenizer)
-    ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
-    gaps = ids[0] == denoiser.mask_token_id
+    ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)
+    gaps = ids == denoiser.mask_token_id
     if not bool(gaps.any()):
         raise InputError(
             f"the text has no gap: mark each missing token with {tokenizer.mask_token}"
         )
     if denoiser.traits.shift and bool(gaps[0]):
         raise InputError("the first token of a shifted model (Dream) must be given")
-    tokens, trace = denoise(denoiser, ids, options=options)
-    return tokenizer.decode(tokens[0].tolist(), skip_special_tokens=False), trace
+    _check_known(tokenizer, text, ids)
+    if len(ids) > denoiser.context_length:
+        raise InputError(
+            f"text of {len(ids)} tokens exceeds the model's context of {denoiser.context_length}"
+        )
+    return ids
+
+
+def infill(
+    model: Any, tokenizer: Any, text: str, *, options: DecodeOptions, request: int = 0
+) -> Completion:
+    """Fill every gap in a text, keeping all else; the completion's text is the whole text.
+
+    request: names the text in the noise keys. Errors: those of `encode_gaps`.
+    """
+    denoiser = Denoiser.of(model, tokenizer)
+    ids = encode_gaps(denoiser, tokenizer, text)[None]
+    start = int((ids[0] == denoiser.mask_token_id).nonzero()[0])
+    tokens, trace = denoise(denoiser, ids, options=options, start=start, requests=[request])
+    [done] = completions([text], tokens[:, start:].cpu(), trace, tokenizer, denoiser)
+    return dataclasses.replace(done, text=tokenizer.decode(tokens[0].tolist()))
+
+
+def _check_known(tokenizer: Any, text: str, ids: Tensor) -> None:
+    unknown = tokenizer.unk_token_id
+    if unknown is not None and bool((ids == unknown).any()):
+        odd = next((c for c in text if tokenizer(c)["input_ids"] == [unknown]), "?")
+        raise InputError(f"prompt holds {odd!r}, which the model's tokenizer does not know")

@@ -40,8 +40,8 @@ class ThresholdSelector(RowRule):
     threshold: float
 
     def commit(self, rows: Rows, proposal: Proposal) -> Tensor:
-        first = ranks(proposal.confidence, proposal.candidates) == 0
-        return (proposal.confidence >= self.threshold) | first
+        first = ranks(proposal.priority, proposal.candidates) == 0
+        return (proposal.priority >= self.threshold) | first
 
 
 threshold = custom_generate(Threshold, "threshold")

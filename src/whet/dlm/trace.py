@@ -14,10 +14,10 @@ from torch import Tensor
 class Trace:
     """Of a batch of P prompts with G positions to fill.
 
-    forwards: model calls of the whole batch. rows: canvases sent through the model. tokens:
-    committed tokens. commit_step: [P, G], the step (from 0) that committed each token of the
-    result, -1 for given ones. confidence: [P, G]. rows_per_step: [T, P], canvases each prompt sent
-    in each step; 0 once it is finished.
+    forwards: model calls of the whole batch. rows: canvases sent through the model. commit_step:
+    [P, G], the step (from 0) that committed each token of the result, -1 for given ones.
+    confidence: [P, G] of committed tokens, 0 at given ones. rows_per_step: [T, P], canvases each
+    prompt sent in each step (guidance sends each twice); 0 once it is finished.
     """
 
     forwards: int = 0
@@ -37,15 +37,21 @@ class Trace:
         return self.rows_per_step.sum(0)
 
     def spent_on(self, useful: Bool[Tensor, "P G"]) -> tuple[Tensor, Tensor]:
-        """Steps and rows per prompt, leaving out steps that committed no `useful` token.
+        """Steps and rows per prompt, leaving out steps that committed only useless tokens.
 
         With `useful` = tokens up to the end of the answer, EOS filling does not count as speed.
         A beam's steps are those of its winner.
         """
-        counted = torch.zeros_like(self.rows_per_step, dtype=torch.bool)
-        prompt, position = (useful & (self.commit_step >= 0)).nonzero(as_tuple=True)
-        counted[self.commit_step[prompt, position], prompt] = True
+        idle = self._steps_with(~useful) & ~self._steps_with(useful)
+        counted = (self.rows_per_step > 0) & ~idle
         return counted.sum(0), (self.rows_per_step * counted).sum(0)
+
+    def _steps_with(self, chosen: Bool[Tensor, "P G"]) -> Bool[Tensor, "T P"]:
+        """Steps that committed at least one of the chosen tokens."""
+        found = torch.zeros_like(self.rows_per_step, dtype=torch.bool)
+        prompt, position = (chosen & (self.commit_step >= 0)).nonzero(as_tuple=True)
+        found[self.commit_step[prompt, position], prompt] = True
+        return found
 
     def as_json(self, prompt: int, tokens: list[int], texts: list[str]) -> dict[str, Any]:
         """One prompt's decoding as JSON: per step its rows and what the result got from it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,8 +44,13 @@ def draw_problems(
     for place, task in enumerate(tasks):
         wanted = share + (place < rest)
         drawn = problems(task, seed=seed, split=split, count=wanted)
-        columns.append([Problem(f"{task.id}-{i}", task, p) for i, p in enumerate(drawn)])
+        columns.append([Problem(_name(task, p), task, p) for p in drawn])
     return [c[i] for i in range(share + 1) for c in columns if i < len(c)]
+
+
+def _name(task: Task, instance: Instance) -> str:
+    """Of the prompt, so that records with other seeds pair only the problems they share."""
+    return f"{task.id}-{hashlib.blake2b(instance.prompt.encode(), digest_size=6).hexdigest()}"
 
 
 def judge_texts(asked: Sequence[Problem], texts: Iterable[str]) -> list[Outcome]:

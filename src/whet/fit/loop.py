@@ -127,7 +127,7 @@ def fit(
     except KeyboardInterrupt:
         # `step` was interrupted somewhere inside: only whole steps are saved, by the schedule
         # above, so that a resumed run stays exact.
-        tracker.console.print(f"stopped in step {step + 1}; the last checkpoint is in {run}")
+        tracker.console.print(f"stopped in step {step + 1}; the same command resumes from {run}")
         raise
     finally:
         tracker.close()

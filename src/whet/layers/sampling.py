@@ -2,7 +2,8 @@
 
 Confidences are computed on the plain softmax (no temperature, no noise), in float32 unless
 float64 is asked for: in bfloat16 they saturate at 1.0 and tie. Ties between tokens go to the
-lowest id. Rows are worked in chunks, so that a 126k vocabulary never needs a second full copy.
+lowest id. Rows are worked in chunks, so that without sampling a 126k vocabulary never needs a
+second full copy (sampling needs its noise, [N, V] in float64).
 """
 
 from __future__ import annotations

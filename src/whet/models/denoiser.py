@@ -6,7 +6,6 @@ habits; most published bugs sit exactly there. A family declares its facts once,
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,18 +21,20 @@ class Traits:
     """Facts of a model family.
 
     shift: logits[i] predict token i + 1. attention: `full`, or `block_causal` with a trained
-    block length. context: trained context where the configuration claims more.
+    block length. context: trained context where the configuration claims more. end_of_turn: the
+    token that ends a turn in instruction-tuned checkpoints, beside EOS.
     """
 
     shift: bool = False
     attention: Literal["full", "block_causal"] = "full"
     block_length: int | None = None
     context: int | None = None
+    end_of_turn: str | None = None
 
 
 TRAITS: dict[str, Traits] = {
-    "llada": Traits(),
-    "Dream": Traits(shift=True, context=2048),
+    "llada": Traits(end_of_turn="<|eot_id|>"),
+    "Dream": Traits(shift=True, context=2048, end_of_turn="<|im_end|>"),
 }
 
 
@@ -41,7 +42,8 @@ TRAITS: dict[str, Traits] = {
 class Denoiser:
     """A masked LM as decoders see it. Build it with `Denoiser.of(model, tokenizer)`.
 
-    vocab_size: ids from here on are never predicted (padded rows of the head).
+    vocab_size: ids from here on are never predicted (padded rows of the head). end_of_turn_ids:
+    what else ends a text: the end of a turn in instruction-tuned checkpoints.
     """
 
     model: Any
@@ -51,11 +53,14 @@ class Denoiser:
     pad_token_id: int
     vocab_size: int
     context_length: int
+    end_of_turn_ids: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any = None) -> Denoiser:
         """Read the facts off a model, its configuration and, where given, its tokenizer.
 
+        Without one, the tokenizer that `whet.load` left on the model is used; a model that came
+        another way has none, and then every row of the head counts as a token.
         A model may be wrapped (PEFT). Errors: CheckpointError for a family without traits or a
         configuration without a mask token.
         """
@@ -71,28 +76,34 @@ class Denoiser:
         mask = getattr(config, "mask_token_id", None)
         if mask is None:
             raise CheckpointError("the configuration has no mask_token_id")
-        eos = config.eos_token_id
-        eos_ids = () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
-        rows = config.vocab_size
-        pad = config.pad_token_id
+        tokenizer = tokenizer or getattr(unwrap(model), "tokenizer", None)
+        generation = getattr(unwrap(model), "generation_config", None)
+        eos_ids = _ids(config.eos_token_id)
+        ends = [getattr(generation, "eos_token_id", None)]
+        rows, pad = config.vocab_size, config.pad_token_id
+        if tokenizer is not None:
+            rows = min(rows, len(tokenizer))
+            ends.append(tokenizer.get_vocab().get(traits.end_of_turn))
         return cls(
             model=model,
             traits=traits,
             mask_token_id=mask,
             eos_token_ids=eos_ids,
+            end_of_turn_ids=tuple(i for i in _ids(*ends) if i not in eos_ids),
             pad_token_id=pad if pad is not None else (eos_ids[0] if eos_ids else mask),
-            vocab_size=rows if tokenizer is None else min(rows, len(tokenizer)),
+            vocab_size=rows,
             context_length=min(traits.context or 2**62, config.max_position_embeddings),
         )
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Every token after which a text is over: EOS and the end of a turn."""
+        return self.eos_token_ids + self.end_of_turn_ids
 
     @property
     def device(self) -> torch.device:
         device: torch.device = next(self.model.parameters()).device
         return device
-
-    def replace_model(self, model: Any) -> Denoiser:
-        """The same facts around another module (a wrapper, a copy in another precision)."""
-        return dataclasses.replace(self, model=model)
 
     def check_prompt(self, ids: Int[Tensor, " P"], name: str = "prompt") -> None:
         """Errors: InputError for an empty prompt, a mask token or an id without an embedding."""
@@ -155,6 +166,12 @@ class Denoiser:
     ) -> Float[Tensor, "N V"]:
         """One forward: what `head` and `suppress` say of the tokens at (rows, positions)."""
         return self.suppress(self.head(self.hidden(tokens, attention_mask), rows, positions))
+
+
+def _ids(*found: int | list[int] | None) -> tuple[int, ...]:
+    """Token ids that may be absent, one or several, each once."""
+    flat = [i for f in found if f is not None for i in (f if isinstance(f, list) else [f])]
+    return tuple(dict.fromkeys(flat))
 
 
 def unwrap(model: Any) -> Any:

@@ -29,12 +29,14 @@ class MaskedGenerationMixin(GenerationMixin):  # type: ignore[misc]
     def generate(
         self,
         inputs: Any = None,
+        generation_config: Any = None,
         *,
-        custom_generate: Callable[..., Any] | None = None,
+        custom_generate: Callable[..., Any] | str | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Decode with `custom_generate` (default: low-confidence). See transformers for the rest.
+        """Decode with `custom_generate`: a callable, or the name of a decoder in the catalogue.
 
+        The default is low-confidence remasking. See transformers for the rest.
         Errors: OptionError for what never reaches a decoder called this way.
         """
         for name, instead in (
@@ -49,5 +51,7 @@ class MaskedGenerationMixin(GenerationMixin):  # type: ignore[misc]
                 f"num_beams={kwargs['num_beams']} is for autoregressive models: use "
                 "custom_generate=soar with beam_width="
             )
-        decoder = custom_generate or catalogue.resolve(DEFAULT_DECODER, "generate")
-        return super().generate(inputs, custom_generate=decoder, **kwargs)
+        decoder = custom_generate or DEFAULT_DECODER
+        if isinstance(decoder, str):
+            decoder = catalogue.resolve(decoder, "generate")
+        return super().generate(inputs, generation_config, custom_generate=decoder, **kwargs)

@@ -47,6 +47,10 @@ def load_checkpoint(
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{directory}: no usable tokenizer ({_first_line(error)})") from error
+    # Padding belongs on the left; decoders called through `generate()` find the tokenizer's size
+    # and its end-of-turn token through the model.
+    tokenizer.padding_side = "left"
+    model.tokenizer = tokenizer
     return model.to(device).eval(), tokenizer
 
 

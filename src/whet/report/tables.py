@@ -126,7 +126,9 @@ def _cell(value: Any) -> str:
 def _wide(record: Record, title: str) -> Table:
     table = _table(title)
     table.add_column("arm", overflow="fold")
-    metrics, costs = words.metric_names(record.arms), words.cost_names(record.arms)
+    metrics = words.metric_names(record.arms)
+    # A total of what stands there per item already is left to the page.
+    costs = [name for name in words.cost_names(record.arms) if name not in metrics]
     headings = [words.heading(name) for name in metrics]
     headings += [words.cost_heading(name, record.arms) for name in costs]
     for heading in headings:
