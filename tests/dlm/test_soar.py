@@ -25,19 +25,21 @@ def run(model, canvas, options, mask=None):
     return denoise(model, canvas, mask, options=options, start=start)
 
 
+@pytest.mark.parametrize("family", ["tiny_llada", "tiny_dream"])
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("beam_width", [1, 2, 3])
 @pytest.mark.parametrize("threshold", [0.12, 0.3, 0.6])
 @pytest.mark.parametrize(("max_parallel", "min_parallel"), [(5, 1), (3, 2)])
 def test_rows_equal_the_plain_statement(
-    tiny_llada, canvases, variant, beam_width, threshold, max_parallel, min_parallel
+    request, canvases, family, variant, beam_width, threshold, max_parallel, min_parallel
 ):
     rules = VARIANTS[variant]
     if rules["collapse"] is None:
         rules = {**rules, "collapse": min_parallel}
-    denoiser = Denoiser.of(tiny_llada)
+    model = request.getfixturevalue(family)
+    denoiser = Denoiser.of(model)
     for block_length in (12, 4):
-        canvas, mask = canvases([5, 5, 5], G, seed=beam_width)
+        canvas, mask = canvases([5, 2, 4], G, seed=beam_width)
         options = Soar(
             beam_width=beam_width,
             threshold=threshold,
@@ -47,13 +49,13 @@ def test_rows_equal_the_plain_statement(
             block_length=block_length,
             softmax="float64",
         )
-        tokens, trace = run(tiny_llada, canvas, options, mask)
-        for row in range(3):
+        tokens, trace = run(model, canvas, options, mask)
+        for row in range(len(canvas)):
             with torch.inference_mode():
                 expected, steps, rows = reference.soar(
                     denoiser,
-                    canvas[row],
-                    5,
+                    canvas[row][mask[row]],
+                    int(mask[row].sum()) - G,
                     beam_width=beam_width,
                     threshold=threshold,
                     max_parallel=max_parallel,
@@ -61,7 +63,7 @@ def test_rows_equal_the_plain_statement(
                     block_length=block_length,
                     **rules,
                 )
-            assert tokens[row].tolist() == expected.tolist()
+            assert tokens[row][mask[row]].tolist() == expected.tolist()
             assert int(trace.steps[row]) == steps
             assert int(trace.prompt_rows[row]) == rows
 
@@ -154,16 +156,6 @@ def test_hypotheses_of_pure_search_are_distinct_and_in_step(tiny_llada, canvases
             assert left[mine].unique().numel() == 1
             assert len(rows.tokens[mine].unique(dim=0)) == int(mine.sum())
     assert max(len(r) for r in loop_rows) == 8
-
-
-def test_search_can_beat_greedy_on_its_own_score(tiny_llada, canvases):
-    """A wider beam never ends with a lower mean confidence than K = 1 on most prompts."""
-    canvas, mask = canvases([4] * 24, G)
-    _, narrow = run(tiny_llada, canvas, PositionBeamSearch(beam_width=1), mask)
-    _, wide = run(tiny_llada, canvas, PositionBeamSearch(beam_width=4), mask)
-    better = wide.confidence.mean(-1) >= narrow.confidence.mean(-1) - 1e-12
-    assert better.float().mean() > 0.6
-    assert (wide.confidence.mean(-1) > narrow.confidence.mean(-1) + 1e-9).any()
 
 
 def test_beam_helpers():
