@@ -131,10 +131,22 @@ def test_infill_keeps_what_is_given(whet, checkpoint):
     assert filled.endswith("=ab")
 
 
-def test_evaluate_counts_every_problem(whet, checkpoint):
+def test_evaluate_counts_every_problem(whet, checkpoint, tmp_path):
     code, out, _ = whet(
-        "evaluate", "--model", checkpoint, "--tasks", "sudoku", "sort", "--n", "10", "--json"
+        "evaluate",
+        "--model",
+        checkpoint,
+        "--tasks",
+        "sudoku",
+        "sort",
+        "--n",
+        "10",
+        "--json",
+        "--record",
+        tmp_path / "evaluate.json",
     )
+    [arm] = load(tmp_path / "evaluate.json").arms
+    assert set(arm.metrics) == {"accuracy", "accuracy/sudoku", "accuracy/sort"}
     rows = json.loads(out)
     assert code == 0
     assert [(r["task"], r["n"]) for r in rows] == [("sudoku", 5), ("sort", 5), ("pooled", 10)]

@@ -18,7 +18,7 @@ from whet.dlm.decoders import decoder_options
 from whet.dlm.options import DecodeOptions
 from whet.dlm.texts import Completion, generate_texts
 from whet.errors import OptionError
-from whet.evaluate import Outcome, Problem, accuracy_rows, judge_texts
+from whet.evaluate import Outcome, Problem, accuracy_metrics, accuracy_rows, judge_texts
 from whet.measure.clock import Clock, ratio_interval
 from whet.measure.memory import peak_memory
 from whet.measure.record import Arm, Comparison, Metric
@@ -114,14 +114,7 @@ def run_arms(
 
 def record_arm(result: ArmResult) -> Arm:
     """Accuracy (pooled and by task), forwards, rows and tokens per forward, and what it cost."""
-    metrics: dict[str, Metric] = {}
-    for row in accuracy_rows(result.outcomes):
-        name = "accuracy" if row["task"] == "pooled" else f"accuracy/{row['task']}"
-        metrics[name] = Metric(
-            value=row["accuracy"], ci=(row["low"], row["high"]), n=row["n"], unit="fraction"
-        )
-    if "accuracy" not in metrics:
-        metrics["accuracy"] = next(iter(metrics.values()))
+    metrics = accuracy_metrics(accuracy_rows(result.outcomes))
     for name, column in (("forwards", "answer_steps"), ("rows", "answer_rows")):
         value, low, high = bootstrap_mean(result.column(column), resamples=2000)
         n = len(result.completions)

@@ -69,14 +69,16 @@ class DecodeBenchmark:
                         requests=[index],
                         on_commit=watch,
                     )
-                    if watch is None:
-                        right = problem.task.correct(problem.instance, done.text)
-                        mark = "valid" if right else "wrong"
-                        console.print(
-                            f"{arm.name[:26]:<26} {prompt}{done.text}  {done.steps} steps, {mark}",
-                            soft_wrap=True,
-                            markup=False,
-                        )
+                    right = problem.task.correct(problem.instance, done.text)
+                    mark = "valid" if right else "wrong"
+                    if watch is not None:
+                        view.close(mark)
+                        continue
+                    console.print(
+                        f"{arm.name[:26]:<26} {prompt}{done.text}  {done.steps} steps, {mark}",
+                        soft_wrap=True,
+                        markup=False,
+                    )
 
     def run(self, out: Path, name: str, *, on_batch: Callable[[int], None]) -> Record:
         """Run all arms, write items and record."""

@@ -49,6 +49,13 @@ class CanvasLive:
     def __exit__(self, *_: object) -> None:
         self.live.stop()
 
+    def close(self, verdict: str) -> None:
+        """Print the lines of the last batch for good, with a word on how it ended."""
+        for line in self.lines:
+            self.live.console.print(Text.assemble(line, (f", {verdict}", "bold")))
+        self.lines = []
+        self.live.update(Group(), refresh=True)
+
     def watch(self, labels: Sequence[str], prompts: Sequence[str]) -> Callable[[int, Rows], None]:
         """A callback for one batch; what earlier batches drew is printed above, for good."""
         for line in self.lines:

@@ -15,8 +15,21 @@ from whet.report.tables import show
 
 app = App(name="doctor", help_epilogue="Example: `whet doctor --json`")
 
-_NEEDED = ("torch", "transformers", "safetensors", "numpy", "cyclopts", "rich", "pydantic")
-_EXTRAS = {"matplotlib": "plots: pip install 'whet[plots]'", "accelerate": "large checkpoints"}
+_NEEDED = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "huggingface_hub",
+    "safetensors",
+    "numpy",
+    "cyclopts",
+    "rich",
+    "pydantic",
+    "jaxtyping",
+    "pyyaml",
+    "jinja2",
+)
+_EXTRAS = {"matplotlib": "plots: pip install 'whet[plots]'"}
 _OLDEST = {"torch": (2, 11), "transformers": (5, 17)}
 
 
@@ -79,7 +92,7 @@ def _machine() -> list[dict[str, Any]]:
     facts = {
         "cpu": f"{here.cpu}, {here.cores} cores",
         "memory": "unknown" if here.memory_gib is None else f"{here.memory_gib:.0f} GiB",
-        "accelerator": here.gpu or "none: everything runs on the CPU, in float32",
+        "accelerator": here.gpu or "none: everything runs on the CPU",
         "free disk here": f"{free:.0f} GiB",
         "zoo": ", ".join(names()) or "no weights in this package",
     }

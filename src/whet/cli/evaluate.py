@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
@@ -27,6 +28,7 @@ def evaluate(
     problem_seed: Annotated[int, Parameter(help="Which problems are drawn.")] = 0,
     model_flags: ModelFlags = ModelFlags(),  # noqa: B008 - frozen
     decoder_flags: DecoderFlags = DecoderFlags(),  # noqa: B008 - frozen
+    record: Annotated[Path | None, Parameter(help="Also write a record here.")] = None,
     json: bool = False,
 ) -> None:
     """Decode fresh problems and check the answers by computation; Wilson intervals at 95 %.
@@ -40,8 +42,11 @@ def evaluate(
     json
         Print JSON instead of a table.
     """
+    from whet._io import check_writable
     from whet.tasks import expand
 
+    if record is not None:
+        check_writable(record.parent)
     chosen = expand(tasks or ["scratchpad"])
     options = decoder_flags.options()
     model, tokenizer = model_flags.load()
@@ -63,6 +68,32 @@ def evaluate(
             texts.append(completion.text)
             done(len(texts))
     rows = accuracy_rows(judge_texts(asked, texts))
+    if record is not None:
+        _save(record, rows, model_flags, decoder_flags, problem_seed, gen_length)
     title = f"{model_flags.model}, {decoder_flags.decoder}: valid answers"
     columns = {"task": "task", "n": "n", "correct": "valid", "accuracy": "share"}
     show(title, {**columns, "low": "95 % from", "high": "to"}, rows, json=json)
+
+
+def _save(
+    path: Path,
+    rows: list[dict[str, Any]],
+    model_flags: ModelFlags,
+    decoder_flags: DecoderFlags,
+    problem_seed: int,
+    gen_length: int,
+) -> None:
+    from whet.evaluate import accuracy_metrics
+    from whet.measure.record import Arm, new_record, save
+
+    metrics = accuracy_metrics(rows)
+    arm = Arm(name=model_flags.model, chain=decoder_flags.decoder, metrics=metrics)
+    made = new_record(
+        "evaluate",
+        title=f"Valid answers of {model_flags.model}",
+        level="cpu" if model_flags.device == "cpu" else "gpu",
+        seeds={"problems": problem_seed},
+        settings={"model": model_flags.model, "gen_length": gen_length},
+        arms=[arm],
+    )
+    save(made, path)

@@ -17,7 +17,7 @@ Softmax = Literal["float32", "float64"]
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeOptions(ABC):
-    """Common options; a subclass adds its own and builds its selector.
+    """Options that every decoder has.
 
     block_length: positions per window, filled left to right (None: one window).
     temperature: 0 takes the most likely token, above 0 samples.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from whet.errors import OptionError
+from whet.measure.record import Metric
 from whet.measure.stats import wilson
 from whet.tasks import Instance, Split, Task, problems
 
@@ -84,3 +85,15 @@ def accuracy_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def accuracy_metrics(rows: Sequence[dict[str, Any]]) -> dict[str, Metric]:
+    """The rows as metrics of a record: "accuracy" (pooled) and "accuracy/TASK"."""
+    metrics = {
+        "accuracy" if row["task"] == "pooled" else f"accuracy/{row['task']}": Metric(
+            value=row["accuracy"], ci=(row["low"], row["high"]), n=row["n"], unit="fraction"
+        )
+        for row in rows
+    }
+    metrics.setdefault("accuracy", next(iter(metrics.values())))
+    return metrics

@@ -93,8 +93,8 @@ class SoarProof:
             comparisons=comparisons,
             claims=_claims(comparisons, results),
             notes=[
-                "What SOAR saves here are steps, not CPU time: on a CPU the time of an arm follows "
-                "its rows, and SOAR sends as many as greedy.",
+                "Time is compared between arms in pairs of batches (metric `seconds`); it is of "
+                "this machine and varies between runs, steps and rows do not.",
                 "SOAR runs with the paper's settings (K=2, threshold 0.95, at most 5 tokens per "
                 "parallel step, mean score); nothing was tuned.",
                 "forwards and rows per problem leave out steps that committed only end-of-text "
