@@ -40,7 +40,7 @@ def main():
                     name=name,
                     chain=f"{decoder}:block_length={BLOCK}",
                     settings={"batch": batch},
-                    metrics={"time / replay": Metric(value=found.ratio, ci=ci, n=repeats)},
+                    metrics={"replay_ratio": Metric(value=found.ratio, ci=ci, n=repeats)},
                     cost={
                         "forwards": found.forwards,
                         "rows": found.rows,
@@ -54,7 +54,7 @@ def main():
                     "ratio",
                     name,
                     name,
-                    "time / replay",
+                    "replay_ratio",
                     found.ratio,
                     ci,
                     "<=",
