@@ -12,7 +12,7 @@ from whet import catalogue
 from whet.dlm.canvas import denoise
 from whet.dlm.decoders import decoder_options
 from whet.dlm.low_confidence import LowConfidence
-from whet.dlm.provider import GuidedProvider
+from whet.dlm.provider import GuidedProvider, PlainProvider
 from whet.dlm.schedule import Windows, quota
 from whet.dlm.threshold import Threshold, ThresholdSelector
 from whet.errors import InputError, OptionError
@@ -134,7 +134,7 @@ def test_a_shifted_model_gives_the_tokens_of_the_unshifted(tiny_llada, canvases)
 class _Above(LowConfidence):
     """A threshold above every confidence, which options do not allow."""
 
-    def selector(self, windows):
+    def selector(self):
         return ThresholdSelector(1.1)
 
 
@@ -171,7 +171,7 @@ def test_low_confidence_commits_its_quota(tiny_llada, canvases, steps):
 
 @pytest.mark.parametrize(("n", "s"), [(7, 3), (5, 8), (32, 32), (10, 4), (1, 1)])
 def test_quotas_sum_to_the_masks(n, s):
-    taken = [int(quota(torch.tensor([n]), torch.tensor([k]), s)) for k in range(s)]
+    taken = [int(quota(torch.tensor([n]), torch.tensor([k]), torch.tensor([s]))) for k in range(s)]
     assert sum(taken) == n
     assert taken == sorted(taken, reverse=True)
 
@@ -181,8 +181,8 @@ def test_guidance_of_scale_zero_is_no_guidance_and_above_matches_the_formula(tin
     options = LowConfidence(softmax="float64")
     plain, _ = denoise(tiny_llada, canvas, mask, options=options, start=5)
 
-    def zero(denoiser, attention_mask, given):
-        return GuidedProvider(denoiser, attention_mask, given & attention_mask, 0.0)
+    def zero(denoiser, forward):
+        return GuidedProvider(denoiser, forward, 0.0)
 
     same, trace = denoise(tiny_llada, canvas, mask, options=options, start=5, make_provider=zero)
     assert torch.equal(plain, same)
@@ -239,24 +239,24 @@ def test_eos_suppressed_is_never_predicted(tiny_llada, canvases):
 
 
 def test_eos_deferred_is_committed_last(tiny_llada, canvases):
-    class EosAtOdd(Denoiser):
-        def head(self, hidden, rows, positions):
-            logits = super().head(hidden, rows, positions)
-            logits[:, EOS] += torch.where(positions % 2 == 1, 50.0, -50.0)
+    class EosAtOdd(PlainProvider):
+        def __call__(self, rows, index, position):
+            logits = super().__call__(rows, index, position)
+            logits[:, EOS] += torch.where(position % 2 == 1, 50.0, -50.0)
             return logits
 
-    denoiser = EosAtOdd(**vars(Denoiser.of(tiny_llada)))
+    def run(options):
+        return denoise(tiny_llada, canvas, options=options, start=4, make_provider=EosAtOdd)
+
     canvas, _ = canvases([4], G)
     odd = torch.arange(G) % 2 == 1
-    _, plain = denoise(denoiser, canvas, options=LowConfidence(), start=4)
+    _, plain = run(LowConfidence())
     assert plain.commit_step[0][odd].max() < plain.commit_step[0][~odd].min()
-    tokens, trace = denoise(denoiser, canvas, options=LowConfidence(eos="defer"), start=4)
+    tokens, trace = run(LowConfidence(eos="defer"))
     assert (tokens[0, 4:] == EOS).tolist() == odd.tolist()
     assert trace.commit_step[0][~odd].max() < trace.commit_step[0][odd].min()
     # Deferred tokens are above no threshold, and their true confidence stays in the trace.
-    _, trace = denoise(
-        denoiser, canvas, options=Threshold(eos="defer", threshold=0.0, block_length=6), start=4
-    )
+    _, trace = run(Threshold(eos="defer", threshold=0.0, block_length=6))
     assert torch.bincount(trace.commit_step[0]).tolist() == [3, 1, 1, 1, 3, 1, 1, 1]
     assert (trace.confidence[0] > 0).all()
 
@@ -375,7 +375,9 @@ def test_unknown_decoder_offers_the_nearest():
         decoder_options("sora")
 
 
-def test_windows_point_at_the_leftmost_open_one():
-    windows = Windows.cut(3, 8, 4)
-    masked = torch.tensor([[1, 0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1, 0, 0], [0] * 8]).bool()
-    assert windows.current(masked).tolist() == [0, 1, 1]
+def test_windows_are_counted_with_what_lies_before_them():
+    assert Windows.cut(8, 4).count == 2
+    assert Windows.cut(8, None).count == 1
+    # Two positions of the first block are the prompt's.
+    aligned = Windows.aligned(8, 4, before=6)
+    assert (aligned.offset, aligned.count) == (2, 3)

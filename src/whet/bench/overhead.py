@@ -1,12 +1,14 @@
 """What the engine costs on top of the model: a generation against a replay of its model calls.
 
-The replay makes the very calls the generation made (same canvases, same logit rows) and nothing
-else, in turns with it.
+The replay makes the very calls the generation made (same canvases, same columns, same logit rows)
+and nothing else, in turns with it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,24 +16,45 @@ from torch import Tensor
 
 from whet.dlm.canvas import denoise
 from whet.dlm.options import DecodeOptions
-from whet.errors import OptionError
 from whet.measure.clock import alternate, ratio_interval
 from whet.models.denoiser import Denoiser
+from whet.models.kv import CanvasCache
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecordingDenoiser(Denoiser):
-    """A denoiser that remembers the calls made through it."""
+    """A denoiser that remembers the calls made through it, so that they can be made again."""
 
-    calls: list[tuple[Tensor, Tensor | None, Tensor, Tensor]] = field(default_factory=list)
+    calls: list[Callable[[], Tensor]] = field(default_factory=list)
 
-    def logits(
-        self, tokens: Tensor, attention_mask: Tensor | None, rows: Tensor, positions: Tensor
+    def hidden(
+        self,
+        tokens: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        cache: CanvasCache | None = None,
+        **given: Any,
     ) -> Tensor:
-        """As `Denoiser.logits`, remembering the arguments."""
-        copied = (tokens.clone(), attention_mask, rows.clone(), positions.clone())
-        self.calls.append(copied)
-        return super().logits(tokens, attention_mask, rows, positions)
+        """As `Denoiser.hidden`; a cache is remembered with what the call feeds it."""
+        again = partial(super().hidden, tokens.clone(), attention_mask, **given)
+        if cache is None:
+            self.calls.append(again)
+            return again()
+        fed = cache.fed()
+        rows, length = cache.rows, cache.length
+
+        def cached() -> Tensor:
+            cache.restore(rows, length)
+            return again(cache=cache.feed(*fed))
+
+        self.calls.append(cached)
+        return again(cache=cache)
+
+    def project(self, states: Tensor) -> Tensor:
+        """As `Denoiser.project`."""
+        again = partial(super().project, states)
+        self.calls.append(again)
+        return again()
 
 
 @dataclass(frozen=True)
@@ -56,19 +79,14 @@ def engine_overhead(
     repeats: int,
     warmup: int = 1,
 ) -> Overhead:
-    """Time whole generations against replays of their model calls, in turns.
-
-    Errors: OptionError with guidance, whose two halves the recorder does not see.
-    """
-    if options.cfg_scale:
-        raise OptionError(f"cfg_scale={options.cfg_scale:g}: overhead is measured without guidance")
+    """Time whole generations against replays of their model calls, in turns."""
     recorder = RecordingDenoiser(**vars(denoiser))
     _, trace = denoise(recorder, canvas, options=options, start=start)
 
     @torch.inference_mode()
     def replay() -> None:
-        for tokens, mask, rows, positions in recorder.calls:
-            denoiser.head(denoiser.hidden(tokens, mask), rows, positions)
+        for call in recorder.calls:
+            call()
 
     def generation() -> Any:
         return denoise(denoiser, canvas, options=options, start=start)

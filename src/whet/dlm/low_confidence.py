@@ -35,30 +35,32 @@ class LowConfidence(DecodeOptions):
         if self.steps is not None and self.steps < 1:
             raise OptionError(f"steps={self.steps} must be at least 1")
 
-    def selector(self, windows: Windows) -> QuotaSelector:
-        return QuotaSelector(windows.steps_per_window(self.steps))
+    def planned_steps(self, windows: Windows) -> int:
+        return windows.steps_per_window(self.steps)
+
+    def selector(self) -> QuotaSelector:
+        return QuotaSelector()
 
 
 @dataclass(frozen=True, kw_only=True)
 class RandomOrder(LowConfidence):
     """As low-confidence, but positions are drawn at random (tokens are not)."""
 
-    def selector(self, windows: Windows) -> QuotaSelector:
-        return QuotaSelector(windows.steps_per_window(self.steps), random_seed=self.seed)
+    def selector(self) -> QuotaSelector:
+        return QuotaSelector(random_seed=self.seed)
 
 
 @dataclass(frozen=True)
 class QuotaSelector(RowRule):
     """Commit each step's quota of the most confident, or of random, positions."""
 
-    steps_per_window: int
     random_seed: int | None = None
 
     def commit(self, rows: Rows, proposal: Proposal) -> Tensor:
         key = proposal.priority
         if self.random_seed is not None:
             key = self._random_keys(rows, proposal)
-        wanted = quota(rows.window_masks, rows.window_step, self.steps_per_window)
+        wanted = quota(rows.window_masks, rows.window_step, rows.planned)
         return ranks(key, proposal.candidates) < wanted[:, None]
 
     def _random_keys(self, rows: Rows, proposal: Proposal) -> Tensor:

@@ -7,42 +7,44 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from whet.dlm.forward import Feed, Forward
 from whet.dlm.state import Rows
 from whet.models.denoiser import Denoiser
 
 
 @runtime_checkable
 class Provider(Protocol):
-    """Logits [N, V] of the tokens at (row, canvas position); counts its forwards and rows."""
+    """Logits [N, V] of the tokens at (row, canvas column), which the caller may overwrite.
 
-    forwards: int
-    rows: int
+    forward: what runs the model and counts its cost. copies: canvases sent per row.
+    """
+
+    forward: Forward
+    copies: int
 
     def __call__(
         self, rows: Rows, index: Int[Tensor, " N"], position: Int[Tensor, " N"]
     ) -> Float[Tensor, "N V"]: ...
 
 
-@dataclass
-class FullProvider:
-    """One full forward of every row per step.
+MakeProvider = Callable[[Denoiser, Forward], Provider]
 
-    attention_mask: [P, L] or None, by prompt.
-    """
+
+@dataclass
+class PlainProvider:
+    """The model's own logits."""
 
     denoiser: Denoiser
-    attention_mask: Bool[Tensor, "P L"] | None
-    forwards: int = field(default=0, init=False)
-    rows: int = field(default=0, init=False)
+    forward: Forward
+    copies: int = field(default=1, init=False)
 
     def __call__(self, rows: Rows, index: Tensor, position: Tensor) -> Tensor:
-        self.forwards += 1
-        self.rows += len(rows)
-        mask = None if self.attention_mask is None else self.attention_mask[rows.owner]
-        return self.denoiser.logits(rows.tokens, mask, index, position)
+        states = self.forward(Feed.of(rows), index, position)
+        return self.denoiser.suppress(self.denoiser.project(states))
 
 
 @dataclass
@@ -51,28 +53,67 @@ class GuidedProvider:
 
     The unconditional half sees the mask token wherever a token was given. Source: LLaDA,
     arXiv 2502.09992, section 2 (unsupervised guidance).
-    given: [P, L], True at the tokens of the prompt.
     """
 
     denoiser: Denoiser
-    attention_mask: Bool[Tensor, "P L"] | None
-    given: Bool[Tensor, "P L"]
+    forward: Forward
     scale: float
-    forwards: int = field(default=0, init=False)
-    rows: int = field(default=0, init=False)
+    copies: int = field(default=2, init=False)
+    _sent: int = field(default=0, init=False)
 
     def __call__(self, rows: Rows, index: Tensor, position: Tensor) -> Tensor:
-        self.forwards += 1
-        self.rows += 2 * len(rows)
-        blind = rows.tokens.masked_fill(self.given[rows.owner], self.denoiser.mask_token_id)
-        mask = None
-        if self.attention_mask is not None:
-            mask = self.attention_mask[rows.owner].repeat(2, 1)
-        hidden = self.denoiser.hidden(torch.cat((rows.tokens, blind)), mask)
-        conditional = self.denoiser.head(hidden[: len(rows)], index, position)
-        unconditional = self.denoiser.head(hidden[len(rows) :], index, position)
+        seen = Feed.of(rows)
+        blind = rows.tokens.clone()
+        blind[:, : rows.start] = self.denoiser.mask_token_id
+        blind[:, rows.start :].masked_fill_(rows.given, self.denoiser.mask_token_id)
+        # In the forward's last call the blind halves lay behind the seeing ones.
+        blind_slot = torch.where(rows.slot < 0, -1, rows.slot + self._sent)
+        self._sent = len(rows)
+        both = Feed(
+            tokens=torch.cat((seen.tokens, blind)),
+            first=seen.first.repeat(2),
+            low=seen.low.repeat(2),
+            high=seen.high.repeat(2),
+            window_step=seen.window_step.repeat(2),
+            slot=torch.cat((seen.slot, blind_slot)),
+        )
+        states = self.forward(both, torch.cat((index, index + len(rows))), position.repeat(2))
+        conditional = self.denoiser.project(states[: len(index)])
+        unconditional = self.denoiser.project(states[len(index) :])
         guided = torch.lerp(unconditional, conditional, self.scale + 1.0)
         return self.denoiser.suppress(guided)
 
 
-MakeProvider = Callable[[Denoiser, Tensor | None, Tensor], Provider]
+SMOOTH_START, SMOOTH_GROWTH = 0.15, 0.02
+
+
+@dataclass
+class SmoothProvider:
+    """IterSmooth: a mask's embedding leans towards what the model made of it in the last step.
+
+    embedding = E[mask] + w softmax(l) @ E with w = min(0.15 + 0.02 k, weight) in step k of a
+    window; nothing in its first step. Source: dInfer, arXiv 2510.08666.
+    """
+
+    denoiser: Denoiser
+    forward: Forward
+    weight: float
+    copies: int = field(default=1, init=False)
+    _soft: Tensor | None = field(default=None, init=False)
+
+    def __call__(self, rows: Rows, index: Tensor, position: Tensor) -> Tensor:
+        embedding = self.denoiser.embedding()
+        embeds = F.embedding(rows.tokens, embedding)
+        if self._soft is not None:
+            region = rows.pending.shape[1]
+            soft = self._soft[rows.slot.clamp_min(0)]
+            soft = F.pad(soft, (0, 0, region - soft.shape[1], 0))
+            weight = (SMOOTH_START + SMOOTH_GROWTH * rows.window_step).clamp_max(self.weight)
+            weight = weight.masked_fill((rows.slot < 0) | (rows.window_step == 0), 0.0)
+            weight = (weight[:, None] * rows.pending).to(soft.dtype)
+            embeds[:, rows.start :] += weight[..., None] * soft
+        states = self.forward(Feed.of(rows, embeds), index, position)
+        logits = self.denoiser.suppress(self.denoiser.project(states))
+        self._soft = embeds.new_zeros(*rows.pending.shape, embeds.shape[-1])
+        self._soft[index, position - rows.start] = logits.softmax(-1) @ embedding[: logits.shape[1]]
+        return logits

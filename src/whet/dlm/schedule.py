@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from whet.errors import OptionError
@@ -13,28 +12,34 @@ from whet.errors import OptionError
 
 @dataclass(frozen=True)
 class Windows:
-    """The columns [start, start + length) of a canvas, cut into windows of `block_length`.
+    """A region of `length` positions, cut into windows of `block_length`.
 
-    Positions below are relative to `start`: the region decoders work on.
+    offset: positions of the first window that lie before the region (block-causal models count
+    blocks from the beginning of the text, so the end of a prompt shares the first block).
     """
 
-    start: int
     length: int
     block_length: int
+    offset: int = 0
 
     @classmethod
-    def cut(cls, start: int, length: int, block_length: int | None) -> Windows:
+    def cut(cls, length: int, block_length: int | None) -> Windows:
         """Errors: OptionError unless the block length divides the length."""
         block = length if block_length is None else block_length
         if length % block:
             raise OptionError(
                 f"block_length={block} does not divide the {length} positions to fill"
             )
-        return cls(start, length, block)
+        return cls(length, block)
+
+    @classmethod
+    def aligned(cls, length: int, block_length: int, before: int) -> Windows:
+        """Blocks counted from the beginning of the text, `before` positions ahead of the region."""
+        return cls(length, block_length, before % block_length)
 
     @property
     def count(self) -> int:
-        return self.length // self.block_length
+        return -(-(self.offset + self.length) // self.block_length)
 
     def steps_per_window(self, steps: int | None) -> int:
         """`steps` counts the whole canvas; None means one position per step.
@@ -50,22 +55,12 @@ class Windows:
             )
         return steps // self.count
 
-    def of_positions(self, device: torch.device) -> Int[Tensor, " G"]:
-        """Window index of each position of the region."""
-        return torch.arange(self.length, device=device) // self.block_length
-
-    def current(self, masked: Bool[Tensor, "R G"]) -> Int[Tensor, " R"]:
-        """Each row's leftmost window that still has a mask; the last one where none has."""
-        index = self.of_positions(masked.device).expand_as(masked)
-        return index.masked_fill(~masked, self.count - 1).amin(-1)
-
 
 def quota(
-    masks_at_start: Int[Tensor, " R"], step: Int[Tensor, " R"], steps_per_window: int
+    masks_at_start: Int[Tensor, " R"], step: Int[Tensor, " R"], planned: Int[Tensor, " R"]
 ) -> Int[Tensor, " R"]:
     """Tokens to commit in step k of a window that had n masks: n // s, one more while k < n mod s.
 
     Source: LLaDA, arXiv 2502.09992, algorithm 4 (linear schedule).
     """
-    whole = masks_at_start // steps_per_window
-    return whole + (step < masks_at_start % steps_per_window).long()
+    return masks_at_start // planned + (step < masks_at_start % planned).long()

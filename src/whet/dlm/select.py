@@ -17,8 +17,9 @@ from whet.dlm.stop import Stopper, when_best_complete
 class Selector(Protocol):
     """A rule. `select` makes successors of the rows; `keep` chooses survivors among them.
 
-    stopper says when a prompt is finished. Rows without masks are carried over by the loop and
-    never reach `select`. `keep` gives indices of the survivors, in order, or None for all.
+    stopper says when a prompt is finished. Rows with nothing left to do are carried over by the
+    loop and never reach `select`. `keep` gives indices of the survivors, in order, or None for
+    all; `left` is what each successor has left to fill.
     """
 
     @property
@@ -26,12 +27,12 @@ class Selector(Protocol):
         """When a prompt is finished."""
 
     def select(self, rows: Rows, proposal: Proposal) -> Successors:
-        """Successors of rows that still have masks."""
+        """Successors of rows that are not full."""
 
     def keep(
-        self, before: Rows, successors: Successors, after: Rows, masks: Tensor
+        self, before: Rows, successors: Successors, after: Rows, left: Tensor
     ) -> Tensor | None:
-        """Survivors among `after`; masks: [S], masks left in each."""
+        """Survivors among `after`."""
 
 
 def ranks(confidence: Float[Tensor, "R G"], candidates: Bool[Tensor, "R G"]) -> Int[Tensor, "R G"]:
@@ -40,10 +41,45 @@ def ranks(confidence: Float[Tensor, "R G"], candidates: Bool[Tensor, "R G"]) -> 
     What is no candidate ranks behind every candidate.
     """
     key = confidence.masked_fill(~candidates, -torch.inf)
-    order = key.argsort(dim=-1, descending=True, stable=True)
+    return _places(key.argsort(dim=-1, descending=True, stable=True))
+
+
+def _places(order: Int[Tensor, "R G"]) -> Int[Tensor, "R G"]:
+    """The inverse permutation of each row."""
     return torch.empty_like(order).scatter_(
         -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order)
     )
+
+
+def best(confidence: Float[Tensor, "R G"], candidates: Bool[Tensor, "R G"]) -> Bool[Tensor, "R G"]:
+    """Each row's most confident candidate; ties go to the lowest position."""
+    # argmax gives the first of equal values, and is cheaper than ranking everything.
+    first = confidence.masked_fill(~candidates, -torch.inf).argmax(-1, keepdim=True)
+    return torch.zeros_like(candidates).scatter_(-1, first, True) & candidates
+
+
+def leading(
+    confidence: Float[Tensor, "R G"],
+    candidates: Bool[Tensor, "R G"],
+    passes: Bool[Tensor, "R G"],
+) -> Int[Tensor, " R"]:
+    """How many candidates, from the most confident down, pass before the first that does not.
+
+    passes: [R, G] by rank: column r says whether the candidate of rank r passes.
+    """
+    total = candidates.sum(-1, keepdim=True)
+    ranked = torch.arange(passes.shape[1], device=passes.device) < total
+    return (passes & ranked).long().cumprod(-1).sum(-1)
+
+
+def by_rank(
+    values: Float[Tensor, "R G"], candidates: Bool[Tensor, "R G"]
+) -> tuple[Float[Tensor, "R G"], Int[Tensor, "R G"]]:
+    """Values of candidates from the greatest down (what is no candidate: -inf, at the end), and
+    the rank of each position; ties go to the lowest position."""
+    key = values.masked_fill(~candidates, -torch.inf)
+    order = key.argsort(dim=-1, descending=True, stable=True)
+    return key.gather(-1, order), _places(order)
 
 
 class RowRule(ABC):
@@ -56,16 +92,17 @@ class RowRule(ABC):
 
     @abstractmethod
     def commit(self, rows: Rows, proposal: Proposal) -> Bool[Tensor, "R G"]:
-        """Where each row commits its proposal in this step: at least one candidate."""
+        """Where each row commits its proposal in this step.
+
+        A rule must fill a row in finitely many steps; in a single step it may commit nothing.
+        """
 
     def select(self, rows: Rows, proposal: Proposal) -> Successors:
         """One successor per row, in order."""
-        commit = self.commit(rows, proposal) & proposal.candidates
-        index = torch.arange(len(commit), device=commit.device)
-        return Successors(index, commit, torch.zeros_like(index, dtype=torch.bool))
+        return Successors(None, self.commit(rows, proposal) & proposal.candidates)
 
     def keep(
-        self, before: Rows, successors: Successors, after: Rows, masks: Tensor
+        self, before: Rows, successors: Successors, after: Rows, left: Tensor
     ) -> Tensor | None:
         """All survive."""
         return None

@@ -20,14 +20,13 @@ the lowest position; complete hypotheses are not sent through the model again.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from whet.dlm.beam import Score, rank_within, scores, survivors
 from whet.dlm.options import DecodeOptions
-from whet.dlm.schedule import Windows
 from whet.dlm.select import ranks
 from whet.dlm.shim import custom_generate
 from whet.dlm.state import Proposal, Rows, Successors
@@ -42,6 +41,8 @@ Variant = Literal["paper", "llada", "dream"]
 class PositionBeamSearch(DecodeOptions):
     """beam_width: hypotheses kept (K). score: `mean` or `sum` of committed confidences."""
 
+    branches: ClassVar[bool] = True
+
     beam_width: int = 2
     score: Score = "mean"
 
@@ -52,7 +53,7 @@ class PositionBeamSearch(DecodeOptions):
         if self.score not in get_args(Score):
             raise OptionError(f"score={self.score!r} is not one of {', '.join(get_args(Score))}")
 
-    def selector(self, windows: Windows) -> BeamSelector:
+    def selector(self) -> BeamSelector:
         return BeamSelector(beam_width=self.beam_width, score=self.score)
 
 
@@ -64,6 +65,8 @@ class Soar(DecodeOptions):
     accelerates, which is PBS. max_parallel: most tokens per parallel step (M). min_parallel: sure
     positions needed to go parallel (n_min). score: None = the variant's.
     """
+
+    branches: ClassVar[bool] = True
 
     beam_width: int = 2
     threshold: float = 0.95
@@ -90,7 +93,7 @@ class Soar(DecodeOptions):
                 f"min_parallel={self.min_parallel} must not exceed max_parallel={self.max_parallel}"
             )
 
-    def selector(self, windows: Windows) -> BeamSelector:
+    def selector(self) -> BeamSelector:
         advance = {"paper": None, "llada": self.min_parallel, "dream": 2}[self.variant]
         return BeamSelector(
             beam_width=self.beam_width,
@@ -159,12 +162,12 @@ class BeamSelector:
             min_parallel=self.min_parallel,
         )
 
-    def keep(self, before: Rows, successors: Successors, after: Rows, masks: Tensor) -> Tensor:
+    def keep(self, before: Rows, successors: Successors, after: Rows, left: Tensor) -> Tensor:
         score = scores(after, self.score)
         prompts = int(after.owner.max()) + 1
         width = torch.full((prompts,), self.beam_width, device=score.device)
         if self.threshold is not None:
-            width[self._collapsed(before, successors, after, masks, score, prompts)] = 1
+            width[self._collapsed(before, successors, after, score, prompts)] = 1
         return survivors(after, score, width)
 
     def _collapsed(
@@ -172,11 +175,11 @@ class BeamSelector:
         before: Rows,
         successors: Successors,
         after: Rows,
-        masks: Tensor,
         score: Tensor,
         prompts: int,
     ) -> Tensor:
         """Prompts whose beam narrows to one, [P] boolean."""
+        assert successors.parallel is not None
         order = rank_within(after.owner, score)
         best = order[first_rows(after.owner[order])]
         owner = after.owner[best]

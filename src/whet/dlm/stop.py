@@ -13,26 +13,24 @@ from whet.dlm.state import Rows
 
 @runtime_checkable
 class Stopper(Protocol):
-    """Which rows belong to finished prompts; masks: [R], masks left in each row."""
+    """Which rows belong to finished prompts; left: [R], what each row has left to fill."""
 
-    def __call__(self, rows: Rows, masks: Int[Tensor, " R"]) -> Bool[Tensor, " R"]: ...
+    def __call__(self, rows: Rows, left: Int[Tensor, " R"]) -> Bool[Tensor, " R"]: ...
 
 
-def when_best_complete(rows: Rows, masks: Int[Tensor, " R"]) -> Bool[Tensor, " R"]:
-    """Finished as soon as the best hypothesis (the first row of a prompt) has no mask."""
-    prompts = int(rows.owner.max()) + 1
-    done = torch.zeros(prompts, dtype=torch.bool, device=masks.device)
+def when_best_complete(rows: Rows, left: Int[Tensor, " R"]) -> Bool[Tensor, " R"]:
+    """Finished as soon as the best hypothesis (the first row of a prompt) is full."""
     first = first_rows(rows.owner)
-    done[rows.owner[first]] = masks[first] == 0
-    return done[rows.owner]
+    # Rows of a prompt lie together, so the running count of first rows names the prompt.
+    return (left[first] == 0)[first.cumsum(0) - 1]
 
 
-def when_all_complete(rows: Rows, masks: Int[Tensor, " R"]) -> Bool[Tensor, " R"]:
-    """Finished when no hypothesis of the prompt has a mask."""
+def when_all_complete(rows: Rows, left: Int[Tensor, " R"]) -> Bool[Tensor, " R"]:
+    """Finished when no hypothesis of the prompt has anything left to fill."""
     prompts = int(rows.owner.max()) + 1
-    left = torch.zeros(prompts, dtype=torch.long, device=masks.device)
-    left.index_add_(0, rows.owner, masks)
-    return left[rows.owner] == 0
+    total = torch.zeros(prompts, dtype=torch.long, device=left.device)
+    total.index_add_(0, rows.owner, left)
+    return total[rows.owner] == 0
 
 
 def first_rows(owner: Int[Tensor, " R"]) -> Bool[Tensor, " R"]:

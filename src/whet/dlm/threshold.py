@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from whet.dlm.options import DecodeOptions
-from whet.dlm.schedule import Windows
-from whet.dlm.select import RowRule, ranks
+from whet.dlm.select import RowRule, best
 from whet.dlm.shim import custom_generate
 from whet.dlm.state import Proposal, Rows
 from whet.layers.sampling import check_threshold
@@ -29,7 +28,7 @@ class Threshold(DecodeOptions):
         super().__post_init__()
         check_threshold(self.threshold, self.confidence)
 
-    def selector(self, windows: Windows) -> ThresholdSelector:
+    def selector(self) -> ThresholdSelector:
         return ThresholdSelector(self.threshold)
 
 
@@ -40,8 +39,7 @@ class ThresholdSelector(RowRule):
     threshold: float
 
     def commit(self, rows: Rows, proposal: Proposal) -> Tensor:
-        first = ranks(proposal.priority, proposal.candidates) == 0
-        return (proposal.priority >= self.threshold) | first
+        return (proposal.priority >= self.threshold) | best(proposal.priority, proposal.candidates)
 
 
 threshold = custom_generate(Threshold, "threshold")

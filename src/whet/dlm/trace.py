@@ -2,29 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from whet.dlm.forward import Forward
+    from whet.dlm.loop import Finished
 
 
 @dataclass
 class Trace:
     """Of a batch of P prompts with G positions to fill.
 
-    forwards: model calls of the whole batch. rows: canvases sent through the model. commit_step:
-    [P, G], the step (from 0) that committed each token of the result, -1 for given ones.
-    confidence: [P, G] of committed tokens, 0 at given ones. rows_per_step: [T, P], canvases each
-    prompt sent in each step (guidance sends each twice); 0 once it is finished.
+    forwards: model calls of the whole batch. rows: canvases sent through the model. positions:
+    tokens fed to it (a cache feeds fewer than the canvas has). commit_step: [P, G], the step (from
+    0) that committed each token of the result, -1 for given ones. confidence: [P, G] of committed
+    tokens, 0 at given ones. rows_per_step: [T, P], canvases each prompt sent in each step
+    (guidance sends each twice); 0 once it is finished.
     """
 
     forwards: int = 0
     rows: int = 0
+    positions: int = 0
     commit_step: Int[Tensor, "P G"] = field(default_factory=lambda: torch.empty(0, 0).long())
     confidence: Float[Tensor, "P G"] = field(default_factory=lambda: torch.empty(0, 0))
     rows_per_step: Int[Tensor, "T P"] = field(default_factory=lambda: torch.empty(0, 0).long())
+
+    @classmethod
+    def of(cls, done: Sequence[Finished], forward: Forward) -> Trace:
+        """The trace of prompts with regions of one length, in order."""
+        sent = [torch.tensor(f.rows_per_step) for f in done]
+        return cls(
+            forwards=forward.forwards,
+            rows=forward.rows,
+            positions=forward.positions,
+            commit_step=torch.stack([f.commit_step for f in done]).cpu(),
+            confidence=torch.stack([f.confidence for f in done]).cpu(),
+            rows_per_step=torch.nn.utils.rnn.pad_sequence(sent),
+        )
 
     @property
     def steps(self) -> Int[Tensor, " P"]:

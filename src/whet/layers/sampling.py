@@ -1,9 +1,10 @@
 """From logit rows to proposals: one token and one confidence per row.
 
-Confidences are computed on the plain softmax (no temperature, no noise), in float32 unless
-float64 is asked for: in bfloat16 they saturate at 1.0 and tie. Ties between tokens go to the
-lowest id. Rows are worked in chunks, so that without sampling a 126k vocabulary never needs a
-second full copy (sampling needs its noise, [N, V] in float64).
+Confidences are those of the model's plain softmax, or of the distribution that is sampled from
+(after temperature, top-p and top-k), in float32 unless float64 is asked for: in bfloat16 they
+saturate at 1.0 and tie. Ties between tokens go to the lowest id. Rows are worked in chunks, so
+that without sampling a 126k vocabulary never needs a second full copy (sampling needs its noise,
+[N, V] in float64).
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import math
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from whet.errors import OptionError
 
 Confidence = Literal["prob", "margin", "neg_entropy"]
+ConfidenceOf = Literal["model", "sampled"]
 CONFIDENCES: tuple[str, ...] = get_args(Confidence)
 CONFIDENCE_RANGE: dict[str, tuple[float, float]] = {
     "prob": (0.0, 1.0),
@@ -42,37 +44,67 @@ def check_threshold(threshold: float, confidence: str, name: str = "threshold") 
         )
 
 
+def keep_top(logits: Float[Tensor, "N V"], top_p: float, top_k: int | None) -> Bool[Tensor, "N V"]:
+    """Which tokens may be drawn: the nucleus of mass top_p, of which at most the top_k best.
+
+    The token that crosses the mass belongs to the nucleus, so one token is always left. Equal
+    logits rank by id, lowest first.
+    """
+    order = logits.argsort(dim=-1, descending=True, stable=True)
+    keep = torch.ones_like(logits, dtype=torch.bool)
+    if top_p < 1:
+        probability = logits.gather(-1, order).softmax(-1)
+        keep = probability.cumsum(-1) - probability <= top_p
+    if top_k is not None:
+        keep[:, top_k:] = False
+    return torch.empty_like(keep).scatter_(-1, order, keep)
+
+
 def propose(
     logits: Float[Tensor, "N V"],
     *,
     confidence: Confidence = "prob",
     dtype: torch.dtype = torch.float32,
-    temperature: float = 0.0,
+    temperature: float | Float[Tensor, " N"] = 0.0,
     uniform: Float[Tensor, "N V"] | None = None,
+    top_p: float = 1.0,
+    top_k: int | None = None,
+    of: ConfidenceOf = "model",
 ) -> tuple[Int[Tensor, " N"], Float[Tensor, " N"]]:
     """Token and confidence per row.
 
-    temperature 0 takes the argmax. Above 0 the token is the argmax of exp(l) / (-log u)^T, which
-    samples softmax(l / T), with `uniform` the noise u in (0, 1) (LLaDA's rule; the quotient is
-    taken in the log domain and float64). `confidence` of the chosen token under softmax(l):
-    its probability, the gap between the two largest probabilities, or the negative entropy.
+    temperature (one, or one per row) 0 takes the argmax. Above 0 the token is the argmax of
+    exp(l) / (-log u)^T, which samples softmax(l / T), with `uniform` the noise u in (0, 1) (LLaDA's
+    rule; the quotient is taken in the log domain and float64). top_p, top_k: only the likeliest
+    tokens of softmax(l / T) are drawn. `confidence` of the chosen token under softmax(l), or under
+    the distribution sampled from: its probability, the gap between the two largest probabilities,
+    or the negative entropy.
     """
     rows, vocab = logits.shape
     tokens = torch.empty(rows, dtype=torch.long, device=logits.device)
     confidences = torch.empty(rows, dtype=dtype, device=logits.device)
+    sampling = isinstance(temperature, Tensor) or temperature > 0
+    if sampling and uniform is None:
+        raise ValueError("temperature > 0 needs `uniform` noise")
+    filtering = top_p < 1 or (top_k is not None and top_k < vocab)
     step = max(1, _CHUNK_VALUES // max(1, vocab))
     for lo in range(0, rows, step):
         part = slice(lo, min(lo + step, rows))
         wide = logits[part].to(dtype)
-        if temperature > 0:
-            if uniform is None:
-                raise ValueError("temperature > 0 needs `uniform` noise")
-            noisy = wide.double() - temperature * (-uniform[part].double().log()).log()
+        heat = temperature[part, None] if isinstance(temperature, Tensor) else temperature
+        tempered = wide / heat if sampling and (filtering or of == "sampled") else wide
+        if filtering:
+            tempered = tempered.masked_fill(~keep_top(tempered, top_p, top_k), -torch.inf)
+        if sampling:
+            assert uniform is not None
+            noisy = wide.double() - heat * (-uniform[part].double().log()).log()
+            if filtering:
+                noisy = noisy.masked_fill(tempered == -torch.inf, -torch.inf)
             chosen = noisy.argmax(-1)
         else:
             chosen = wide.argmax(-1)
         tokens[part] = chosen
-        confidences[part] = _confidence(wide, chosen, confidence)
+        confidences[part] = _confidence(tempered if of == "sampled" else wide, chosen, confidence)
     return tokens, confidences
 
 

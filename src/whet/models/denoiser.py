@@ -14,20 +14,22 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from whet.errors import CheckpointError, InputError
+from whet.models.kv import CanvasCache, canvas_mask
 
 
 @dataclass(frozen=True, kw_only=True)
 class Traits:
     """Facts of a model family.
 
-    shift: logits[i] predict token i + 1. attention: `full`, or `block_causal` with a trained
-    block length. context: trained context where the configuration claims more. end_of_turn: the
-    token that ends a turn in instruction-tuned checkpoints, beside EOS.
+    shift: logits[i] predict token i + 1. attention: `full`, or `block_causal` in blocks of the
+    configuration's `block_length`. context: trained context where the configuration claims more.
+    end_of_turn: the token that ends a turn in instruction-tuned checkpoints, beside EOS. noise:
+    what unfilled positions hold, the mask token or random (`uniform`) ones.
     """
 
     shift: bool = False
+    noise: Literal["mask", "uniform"] = "mask"
     attention: Literal["full", "block_causal"] = "full"
-    block_length: int | None = None
     context: int | None = None
     end_of_turn: str | None = None
 
@@ -35,6 +37,8 @@ class Traits:
 TRAITS: dict[str, Traits] = {
     "llada": Traits(end_of_turn="<|eot_id|>"),
     "Dream": Traits(shift=True, context=2048, end_of_turn="<|im_end|>"),
+    "sdar": Traits(attention="block_causal", end_of_turn="<|im_end|>"),
+    "llada2_moe": Traits(attention="block_causal", end_of_turn="<|role_end|>"),
 }
 
 
@@ -43,7 +47,8 @@ class Denoiser:
     """A masked LM as decoders see it. Build it with `Denoiser.of(model, tokenizer)`.
 
     vocab_size: ids from here on are never predicted (padded rows of the head). end_of_turn_ids:
-    what else ends a text: the end of a turn in instruction-tuned checkpoints.
+    what else ends a text: the end of a turn in instruction-tuned checkpoints. block_length: of
+    block-causal models, None in models with full attention.
     """
 
     model: Any
@@ -54,6 +59,7 @@ class Denoiser:
     vocab_size: int
     context_length: int
     end_of_turn_ids: tuple[int, ...] = ()
+    block_length: int | None = None
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any = None) -> Denoiser:
@@ -93,6 +99,7 @@ class Denoiser:
             pad_token_id=pad if pad is not None else (eos_ids[0] if eos_ids else mask),
             vocab_size=rows,
             context_length=min(traits.context or 2**62, config.max_position_embeddings),
+            block_length=config.block_length if traits.attention == "block_causal" else None,
         )
 
     @property
@@ -123,18 +130,52 @@ class Denoiser:
 
     def hidden(
         self,
-        tokens: Int[Tensor, "R L"],
+        tokens: Int[Tensor, "R Q"],
         attention_mask: Bool[Tensor, "R L"] | None = None,
-    ) -> Float[Tensor, "R L D"]:
-        """Final hidden states of a batch of canvases. Padding, if any, is on the left."""
-        position_ids = None
-        if attention_mask is not None:
+        *,
+        embeds: Float[Tensor, "R Q D"] | None = None,
+        columns: Int[Tensor, "R Q"] | None = None,
+        cache: CanvasCache | None = None,
+        length: int | None = None,
+    ) -> Float[Tensor, "R Q D"]:
+        """Final hidden states of canvases, or of the `columns` of canvases that a cache knows.
+
+        attention_mask: 1 at real tokens of the whole canvases; padding, if any, is on the left.
+        embeds: embeddings to use in place of the tokens' own. length: with `columns`, how many
+        key columns are attended to (default: the whole canvas).
+        """
+        position_ids, mask = None, attention_mask
+        if columns is not None:
+            keys = length if length is not None else cache.length if cache is not None else 0
+            if attention_mask is None:
+                first = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
+            else:
+                first = (~attention_mask).sum(-1)
+            position_ids = (columns - first[:, None]).clamp_min(0)
+            mask = canvas_mask(first, columns, keys, self.block_length)
+        elif attention_mask is not None:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
-        out = base_model(self.model)(
-            input_ids=tokens, attention_mask=attention_mask, position_ids=position_ids
+        inputs: dict[str, Any] = {"attention_mask": mask, "position_ids": position_ids}
+        if cache is not None:
+            inputs["past_key_values"] = cache
+        inputs["input_ids" if embeds is None else "inputs_embeds"] = (
+            tokens if embeds is None else embeds
         )
-        states: Tensor = out.last_hidden_state
+        states: Tensor = base_model(self.model)(**inputs).last_hidden_state
         return states
+
+    def source(self, positions: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
+        """The column whose state predicts the token at each position.
+
+        In a shifted model position i is predicted by state i - 1, and position 0, which must be a
+        known token, by state 0.
+        """
+        return (positions - 1).clamp_min(0) if self.traits.shift else positions
+
+    def project(self, states: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
+        """Logits of hidden states."""
+        logits: Tensor = unwrap(self.model).head(states)
+        return logits
 
     def head(
         self,
@@ -142,14 +183,13 @@ class Denoiser:
         rows: Int[Tensor, " N"],
         positions: Int[Tensor, " N"],
     ) -> Float[Tensor, "N V"]:
-        """Logits that predict the tokens at (rows, positions); nothing else is computed.
+        """Logits that predict the tokens at (rows, positions); nothing else is computed."""
+        return self.project(hidden[rows, self.source(positions)])
 
-        In a shifted model position i is predicted by state i - 1, and position 0, which must be a
-        known token, by state 0.
-        """
-        source = (positions - 1).clamp_min(0) if self.traits.shift else positions
-        logits: Tensor = unwrap(self.model).head(hidden[rows, source])
-        return logits
+    def embedding(self) -> Float[Tensor, "V D"]:
+        """The input embedding matrix."""
+        weight: Tensor = unwrap(self.model).get_input_embeddings().weight
+        return weight
 
     def suppress(self, logits: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:
         """Set the mask token and ids beyond the tokenizer to -inf, in place."""

@@ -175,7 +175,15 @@ class LLaDABlock(GradientCheckpointingLayer):  # type: ignore[misc]
         self.up_proj = nn.Linear(d, config.mlp_hidden_size, bias=bias)
         self.ff_out = nn.Linear(config.mlp_hidden_size, d, bias=bias)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None,
+        cache: Any = None,
+        layer: int = 0,
+    ) -> Tensor:
         y = self.attn_norm(x)
         q, k, v = (
             projection(y).unflatten(-1, (heads, -1)).transpose(1, 2)
@@ -185,9 +193,12 @@ class LLaDABlock(GradientCheckpointingLayer):  # type: ignore[misc]
                 (self.v_proj, self.n_kv_heads),
             )
         )
+        k = rotate(k, cos, sin)
+        if cache is not None:
+            k, v = cache.update(k, v, layer)
         attended = F.scaled_dot_product_attention(
             rotate(q, cos, sin),
-            rotate(k, cos, sin),
+            k,
             v,
             attn_mask=mask,
             enable_gqa=self.n_heads != self.n_kv_heads,
@@ -247,12 +258,15 @@ class LLaDAModel(LLaDAPreTrainedModel):
         attention_mask: Tensor | None = None,
         position_ids: Int[Tensor, "#B L"] | None = None,
         inputs_embeds: Float[Tensor, "B L D"] | None = None,
+        past_key_values: Any = None,
         **kwargs: Any,
     ) -> BaseModelOutput:
         """Hidden states after the final norm, [B, L, d_model].
 
         attention_mask: [B, L] with 1 at real tokens, or [B, 1, Q, L] boolean (True = attend) or
         additive. Every query attends to every unmasked key; there is no causal mask.
+        past_key_values: an object with transformers' `update(keys, values, layer)`, which gives
+        the keys and values to attend to (`whet.models.kv`); none is built unasked.
         """
         x = self.transformer["wte"](input_ids) if inputs_embeds is None else inputs_embeds
         if position_ids is None:
@@ -266,8 +280,8 @@ class LLaDAModel(LLaDAPreTrainedModel):
             elif attention_mask.dtype != torch.bool:
                 attention_mask = attention_mask.to(x.dtype)
         blocks: Any = self.transformer["blocks"]
-        for block in blocks:
-            x = block(x, cos, sin, attention_mask)
+        for layer, block in enumerate(blocks):
+            x = block(x, cos, sin, attention_mask, past_key_values, layer)
         return BaseModelOutput(last_hidden_state=self.transformer["ln_f"](x))
 
 
