@@ -45,7 +45,22 @@ class Method:
     lossless: bool = False
 
 
-MASKED_LMS = ("llada", "dream")
+FULL_ATTENTION = ("llada", "dream")
+BLOCK_CAUSAL = ("sdar", "llada2_moe")
+MASKED_LMS = FULL_ATTENTION + BLOCK_CAUSAL
+
+
+def _decoder(
+    name: str, part: str, shim: str, title: str, arxiv: str, summary: str, **more: Any
+) -> Method:
+    """A baseline decoder: its options at `part` ("module:Class"), its shim beside them."""
+    module = part.partition(":")[0]
+    parts = {"decode": f"whet.dlm.{part}", "generate": f"whet.dlm.{module}:{shim}"}
+    more.setdefault("applies_to", MASKED_LMS)
+    return Method(
+        id=name, kind="baseline", title=title, arxiv=arxiv, summary=summary, parts=parts, **more
+    )
+
 
 _ROWS: tuple[Method, ...] = (
     Method(
@@ -84,6 +99,95 @@ _ROWS: tuple[Method, ...] = (
             "generate": "whet.dlm.threshold:threshold",
         },
         applies_to=MASKED_LMS,
+    ),
+    _decoder(
+        "factor",
+        "factor:Factor",
+        "factor",
+        "Factor rule",
+        "2505.22618",
+        "Fast-dLLM's second rule: the more tokens at once, the surer each must be.",
+    ),
+    _decoder(
+        "entropy-threshold",
+        "entropy:EntropyThreshold",
+        "entropy_threshold",
+        "Entropy threshold",
+        "2509.26488",
+        "dParallel's rule: commit every token of low entropy, at least one per step.",
+    ),
+    _decoder(
+        "entropy-bound",
+        "entropy:EntropyBound",
+        "entropy_bound",
+        "Entropy-bounded unmasking (EB sampler)",
+        "2505.24857",
+        "Commit tokens by entropy while their sum stays within a bound.",
+    ),
+    _decoder(
+        "dream",
+        "dream:Dream",
+        "dream",
+        "Dream's samplers",
+        "2508.15487",
+        "Dream's four algorithms: origin, maskgit_plus, topk_margin, entropy.",
+    ),
+    _decoder(
+        "dinfer-threshold",
+        "dinfer:DInferThreshold",
+        "dinfer_threshold",
+        "dInfer's threshold",
+        "2510.08666",
+        "A threshold that takes ties with the best along; may fall step by step.",
+    ),
+    _decoder(
+        "credit",
+        "dinfer:Credit",
+        "credit",
+        "Credit decoding",
+        "2510.08666",
+        "Tokens that stay a position's favourite gain credit, then a threshold.",
+    ),
+    _decoder(
+        "hierarchy",
+        "dinfer:Hierarchy",
+        "hierarchy",
+        "Hierarchical decoding",
+        "2510.08666",
+        "Commit the sure ones, and the best of every run of masks.",
+    ),
+    _decoder(
+        "sdar",
+        "block:Dynamic",
+        "sdar",
+        "Dynamic low-confidence remasking",
+        "2510.06303",
+        "SDAR's rule: all above a threshold if they meet the step's quota, else the quota.",
+    ),
+    _decoder(
+        "llada2",
+        "block:LLaDA2",
+        "llada2",
+        "LLaDA2.0's rule",
+        "2512.15745",
+        "The dynamic rule at 0.95; edit_threshold adds LLaDA2.1's edits.",
+    ),
+    _decoder(
+        "llada2.1",
+        "block:LLaDA21",
+        "llada21",
+        "LLaDA2.1's rule: edits",
+        "2602.08676",
+        "The dynamic rule; filled tokens the model no longer believes in are replaced.",
+    ),
+    _decoder(
+        "nap",
+        "nap:Nap",
+        "nap",
+        "Parallel-forced decoding (NAP)",
+        "2602.23225",
+        "Several reasoning paths on one canvas, all of which advance in every step.",
+        applies_to=FULL_ATTENTION,
     ),
     Method(
         id="pbs",

@@ -29,6 +29,11 @@ SETTINGS = [
     {"confidence": "margin"},
     {"eos": "early_stop", "block_length": "4"},
     {"eos": "defer"},
+    {"temperature": "0.9", "top_p": "0.8", "top_k": "7", "confidence_of": "sampled"},
+    {"block_length": "4", "cache": "dual"},
+    {"block_length": "4", "cache": "prefix", "refresh_interval": "2"},
+    {"block_length": "3", "cache": "dual", "vicinity": "2", "cfg_scale": "0.5"},
+    {"block_length": "6", "smooth": "0.3", "cache": "prefix"},
 ]
 
 
@@ -134,7 +139,7 @@ def test_a_shifted_model_gives_the_tokens_of_the_unshifted(tiny_llada, canvases)
 class _Above(LowConfidence):
     """A threshold above every confidence, which options do not allow."""
 
-    def selector(self):
+    def selector(self, denoiser):
         return ThresholdSelector(1.1)
 
 

@@ -24,6 +24,7 @@ from whet.dlm.options import DecodeOptions
 from whet.dlm.provider import MakeProvider
 from whet.dlm.state import Proposal, Rows, Successors, stack
 from whet.dlm.stop import first_rows
+from whet.errors import OptionError
 from whet.layers.sampling import propose
 from whet.models.denoiser import Denoiser
 
@@ -60,10 +61,15 @@ class CanvasLoop:
         make_provider: MakeProvider | None = None,
     ) -> None:
         options.check_model(denoiser)
+        if options.edits and options.branches:
+            raise OptionError(
+                "edits with beams: hypotheses are ranked by what they committed, which an edit "
+                "takes back; use one"
+            )
         self.denoiser, self.options, self.on_commit = denoiser, options, on_commit
         self.forward = options.forward(denoiser)
         self.provider = (make_provider or options.provider)(denoiser, self.forward)
-        self.selector = options.selector()
+        self.selector = options.selector(denoiser)
         self.rows: Rows | None = None
         self.steps = 0
         self._windowed = False
@@ -210,13 +216,14 @@ class CanvasLoop:
             top_p=options.top_p,
             top_k=options.top_k,
             of=options.confidence_of,
+            ignored=options.ignored_ids(self.denoiser),
         )
         dense_tokens = torch.zeros_like(rows.commit_step)
         dense_confidence = confidence.new_zeros(asked.shape)
         dense_tokens[index, position] = tokens
         dense_confidence[index, position] = confidence
         priority = dense_confidence
-        if options.eos == "defer":
+        if options.eos == "defer" and not options.official_eos:
             # Below every confidence: behind everything else, above no threshold.
             ends = asked & is_eos(dense_tokens, self.denoiser.end_ids)
             priority = dense_confidence.masked_fill(ends, -1e9)

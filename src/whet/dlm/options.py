@@ -54,10 +54,9 @@ class DecodeOptions(ABC):
     softmax: Softmax = "float32"
     seed: int = 0
 
-    # What kind of rule it is. branches: several hypotheses per prompt. edits: filled tokens may be
-    # overwritten. uniform: works on canvases of random tokens instead of masks.
+    # What kind of rule it is. branches: several hypotheses per prompt. uniform: works on canvases
+    # of random tokens instead of masks.
     branches: ClassVar[bool] = False
-    edits: ClassVar[bool] = False
     uniform: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -104,8 +103,27 @@ class DecodeOptions(ABC):
             )
 
     @abstractmethod
-    def selector(self) -> Selector:
+    def selector(self, denoiser: Denoiser) -> Selector:
         """The rule that says what to commit."""
+
+    @property
+    def edits(self) -> bool:
+        """Whether filled tokens may be overwritten."""
+        return False
+
+    @property
+    def revises(self) -> bool:
+        """Whether a token that was shown as committed may still change."""
+        return self.branches or self.edits or self.uniform
+
+    @property
+    def official_eos(self) -> bool:
+        """Whether `eos=defer` works as in LLaDA's official code, by `ignored_ids`."""
+        return False
+
+    def ignored_ids(self, denoiser: Denoiser) -> tuple[int, ...]:
+        """Tokens that count as impossible when confidences are taken (official LLaDA)."""
+        return ()
 
     def planned_steps(self, windows: Windows) -> int:
         """Steps planned per window, for rules with a schedule. Errors: OptionError."""

@@ -23,8 +23,11 @@ class Provider(Protocol):
     forward: what runs the model and counts its cost. copies: canvases sent per row.
     """
 
-    forward: Forward
-    copies: int
+    @property
+    def forward(self) -> Forward: ...
+
+    @property
+    def copies(self) -> int: ...
 
     def __call__(
         self, rows: Rows, index: Int[Tensor, " N"], position: Int[Tensor, " N"]
@@ -32,6 +35,13 @@ class Provider(Protocol):
 
 
 MakeProvider = Callable[[Denoiser, Forward], Provider]
+
+
+def follow(state: Tensor, slot: Int[Tensor, " R"], region: int) -> Tensor:
+    """State [M, G, ...] of the last call's rows, in the order of this call's rows and with regions
+    of `region` positions; what it holds of rows with slot -1 means nothing."""
+    moved = state[slot.clamp_min(0)]
+    return F.pad(moved, (0, 0) * (moved.dim() - 2) + (region - moved.shape[1], 0))
 
 
 @dataclass
@@ -105,9 +115,7 @@ class SmoothProvider:
         embedding = self.denoiser.embedding()
         embeds = F.embedding(rows.tokens, embedding)
         if self._soft is not None:
-            region = rows.pending.shape[1]
-            soft = self._soft[rows.slot.clamp_min(0)]
-            soft = F.pad(soft, (0, 0, region - soft.shape[1], 0))
+            soft = follow(self._soft, rows.slot, rows.pending.shape[1])
             weight = (SMOOTH_START + SMOOTH_GROWTH * rows.window_step).clamp_max(self.weight)
             weight = weight.masked_fill((rows.slot < 0) | (rows.window_step == 0), 0.0)
             weight = (weight[:, None] * rows.pending).to(soft.dtype)

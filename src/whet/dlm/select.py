@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from whet import rng as rng_
 from whet.dlm.state import Proposal, Rows, Successors
 from whet.dlm.stop import Stopper, when_best_complete
 
@@ -58,12 +59,8 @@ def best(confidence: Float[Tensor, "R G"], candidates: Bool[Tensor, "R G"]) -> B
     return torch.zeros_like(candidates).scatter_(-1, first, True) & candidates
 
 
-def leading(
-    confidence: Float[Tensor, "R G"],
-    candidates: Bool[Tensor, "R G"],
-    passes: Bool[Tensor, "R G"],
-) -> Int[Tensor, " R"]:
-    """How many candidates, from the most confident down, pass before the first that does not.
+def leading(candidates: Bool[Tensor, "R G"], passes: Bool[Tensor, "R G"]) -> Int[Tensor, " R"]:
+    """How many candidates, from rank 0 on, pass before the first that does not.
 
     passes: [R, G] by rank: column r says whether the candidate of rank r passes.
     """
@@ -80,6 +77,24 @@ def by_rank(
     key = values.masked_fill(~candidates, -torch.inf)
     order = key.argsort(dim=-1, descending=True, stable=True)
     return key.gather(-1, order), _places(order)
+
+
+def position_noise(
+    rows: Rows, candidates: Bool[Tensor, "R G"], seed: int, name: str
+) -> Float[Tensor, "R G"]:
+    """Uniform noise in (0, 1), float64, at each row's first candidate and all after it.
+
+    Keyed by what the row is and by the place from the region's end, so that neither the batch nor
+    the width of its widest region matters.
+    """
+    length = candidates.shape[1]
+    noise = torch.ones(candidates.shape, dtype=torch.float64)
+    first = candidates.int().argmax(-1).tolist()
+    for row, (request, age) in enumerate(torch.stack((rows.request, rows.age), -1).tolist()):
+        generator = rng_.keyed_torch(seed, name, request, age)
+        drawn = torch.rand(length - first[row], generator=generator, dtype=torch.float64)
+        noise[row, first[row] :] = drawn
+    return noise.to(candidates.device)
 
 
 class RowRule(ABC):

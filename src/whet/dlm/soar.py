@@ -33,6 +33,7 @@ from whet.dlm.state import Proposal, Rows, Successors
 from whet.dlm.stop import Stopper, first_rows, when_all_complete, when_best_complete
 from whet.errors import OptionError
 from whet.layers.sampling import check_threshold
+from whet.models.denoiser import Denoiser
 
 Variant = Literal["paper", "llada", "dream"]
 
@@ -53,7 +54,7 @@ class PositionBeamSearch(DecodeOptions):
         if self.score not in get_args(Score):
             raise OptionError(f"score={self.score!r} is not one of {', '.join(get_args(Score))}")
 
-    def selector(self) -> BeamSelector:
+    def selector(self, denoiser: Denoiser) -> BeamSelector:
         return BeamSelector(beam_width=self.beam_width, score=self.score)
 
 
@@ -93,7 +94,7 @@ class Soar(DecodeOptions):
                 f"min_parallel={self.min_parallel} must not exceed max_parallel={self.max_parallel}"
             )
 
-    def selector(self) -> BeamSelector:
+    def selector(self, denoiser: Denoiser) -> BeamSelector:
         advance = {"paper": None, "llada": self.min_parallel, "dream": 2}[self.variant]
         return BeamSelector(
             beam_width=self.beam_width,

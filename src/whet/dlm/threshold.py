@@ -16,6 +16,7 @@ from whet.dlm.select import RowRule, best
 from whet.dlm.shim import custom_generate
 from whet.dlm.state import Proposal, Rows
 from whet.layers.sampling import check_threshold
+from whet.models.denoiser import Denoiser
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,7 @@ class Threshold(DecodeOptions):
         super().__post_init__()
         check_threshold(self.threshold, self.confidence)
 
-    def selector(self) -> ThresholdSelector:
+    def selector(self, denoiser: Denoiser) -> ThresholdSelector:
         return ThresholdSelector(self.threshold)
 
 

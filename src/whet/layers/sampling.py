@@ -10,6 +10,7 @@ that without sampling a 126k vocabulary never needs a second full copy (sampling
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -70,6 +71,7 @@ def propose(
     top_p: float = 1.0,
     top_k: int | None = None,
     of: ConfidenceOf = "model",
+    ignored: Sequence[int] = (),
 ) -> tuple[Int[Tensor, " N"], Float[Tensor, " N"]]:
     """Token and confidence per row.
 
@@ -78,7 +80,8 @@ def propose(
     rule; the quotient is taken in the log domain and float64). top_p, top_k: only the likeliest
     tokens of softmax(l / T) are drawn. `confidence` of the chosen token under softmax(l), or under
     the distribution sampled from: its probability, the gap between the two largest probabilities,
-    or the negative entropy.
+    or the negative entropy. ignored: ids that have no probability when confidences are taken,
+    though they may be chosen.
     """
     rows, vocab = logits.shape
     tokens = torch.empty(rows, dtype=torch.long, device=logits.device)
@@ -104,7 +107,12 @@ def propose(
         else:
             chosen = wide.argmax(-1)
         tokens[part] = chosen
-        confidences[part] = _confidence(tempered if of == "sampled" else wide, chosen, confidence)
+        judged = tempered if of == "sampled" else wide
+        if ignored:
+            judged = judged.index_fill(
+                1, torch.tensor(list(ignored), device=judged.device), -torch.inf
+            )
+        confidences[part] = _confidence(judged, chosen, confidence)
     return tokens, confidences
 
 

@@ -120,11 +120,16 @@ class CanvasCache:
             store[layer][which] = held
         return held if self._end is None else held[:, :, : self._end]
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """transformers asks where new tokens begin; canvases always give positions themselves."""
+    # What transformers' mask builders ask, with names and arguments that differ between versions.
+    def get_seq_length(self, *args: Any, **kwargs: Any) -> int:
+        """Where new tokens begin; canvases always give positions themselves."""
         return 0
 
-    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+    def get_query_offset(self, *args: Any, **kwargs: Any) -> int:
+        """The first fed position, as far as a mask of whole canvases is concerned."""
+        return 0
+
+    def get_mask_sizes(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         """Number of keys and their offset."""
         return self.length, 0
 
