@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from whet.dlm.canvas import denoise
 from whet.dlm.eos import is_eos
 from whet.dlm.options import DecodeOptions
 from whet.dlm.state import Rows
+from whet.dlm.stream import DenoiseStream, Job
 from whet.dlm.trace import Trace
 from whet.errors import InputError, OptionError
 from whet.models.denoiser import Denoiser
@@ -82,6 +83,64 @@ def generate_texts(
         yield from completions(
             prompts[part], tokens[:, -gen_length:].cpu(), trace, tokenizer, denoiser
         )
+
+
+@dataclass(frozen=True)
+class TextRequest:
+    """A text to decode in a stream. gap_text: the prompt holds mask tokens that are to be filled.
+
+    gen_length: positions to fill behind the prompt. request: names it in the noise keys.
+    """
+
+    prompt: str
+    gen_length: int
+    request: int
+    gap_text: bool = False
+
+
+def stream_texts(
+    model: Any,
+    tokenizer: Any,
+    requests: Iterable[TextRequest],
+    *,
+    options: DecodeOptions,
+    batch_size: int = 32,
+    chat: bool = False,
+    on_commit: Callable[[int, Rows], None] | None = None,
+) -> Iterator[tuple[int, Completion]]:
+    """Decode texts first done, first out: (index, completion) as they finish.
+
+    Ragged prompts and lengths keep the batch full. Errors: those of `generate_texts` and
+    `encode_gaps`, when a text is taken in.
+    """
+    denoiser = Denoiser.of(model, tokenizer)
+    asked: dict[int, tuple[TextRequest, int]] = {}
+
+    def jobs() -> Iterator[Job]:
+        for index, request in enumerate(requests):
+            if request.gap_text:
+                ids = encode_gaps(denoiser, tokenizer, request.prompt)
+                start = int((ids == denoiser.mask_token_id).nonzero()[0])
+            else:
+                if request.gen_length < 1:
+                    raise OptionError(f"gen_length={request.gen_length} must be at least 1")
+                length = request.gen_length
+                prompt = encode_prompt(denoiser, tokenizer, request.prompt, length, chat=chat)
+                start = len(prompt)
+                ids = torch.cat((prompt, prompt.new_full((length,), denoiser.mask_token_id)))
+            asked[index] = (request, start)
+            yield Job(ids, start, request.request)
+
+    stream = DenoiseStream(
+        denoiser, jobs(), options=options, batch_size=batch_size, on_commit=on_commit
+    )
+    for done in stream:
+        request, start = asked.pop(done.index)
+        region = done.tokens[None, start:].cpu()
+        [found] = completions([request.prompt], region, done.trace, tokenizer, denoiser)
+        if request.gap_text:
+            found = dataclasses.replace(found, text=tokenizer.decode(done.tokens.tolist()))
+        yield done.index, found
 
 
 def encode_prompt(

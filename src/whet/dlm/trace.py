@@ -20,7 +20,8 @@ class Trace:
     """Of a batch of P prompts with G positions to fill.
 
     forwards: model calls of the whole batch. rows: canvases sent through the model. positions:
-    tokens fed to it (a cache feeds fewer than the canvas has). commit_step: [P, G], the step (from
+    tokens fed to it (a cache feeds fewer than the canvas has; 0 where
+    a prompt shared its batch with others). commit_step: [P, G], the step (from
     0) that committed each token of the result, -1 for given ones. confidence: [P, G] of committed
     tokens, 0 at given ones. rows_per_step: [T, P], canvases each prompt sent in each step
     (guidance sends each twice); 0 once it is finished.
@@ -44,6 +45,17 @@ class Trace:
             commit_step=torch.stack([f.commit_step for f in done]).cpu(),
             confidence=torch.stack([f.confidence for f in done]).cpu(),
             rows_per_step=torch.nn.utils.rnn.pad_sequence(sent),
+        )
+
+    @classmethod
+    def single(cls, done: Finished) -> Trace:
+        """The trace of one prompt out of a shared batch: its own steps count as forwards."""
+        return cls(
+            forwards=len(done.rows_per_step),
+            rows=sum(done.rows_per_step),
+            commit_step=done.commit_step[None].cpu(),
+            confidence=done.confidence[None].cpu(),
+            rows_per_step=torch.tensor(done.rows_per_step)[:, None],
         )
 
     @property

@@ -11,8 +11,15 @@ def model_classes() -> dict[str, tuple[Any, Any]]:
     """model_type -> (configuration class, model class)."""
     from whet.models.dream import DreamConfig, DreamModel
     from whet.models.llada import LLaDAConfig, LLaDAModelLM
+    from whet.models.llada2 import LLaDA2MoeConfig, LLaDA2MoeModelLM
+    from whet.models.sdar import SDARConfig, SDARForCausalLM
 
-    return {"llada": (LLaDAConfig, LLaDAModelLM), "Dream": (DreamConfig, DreamModel)}
+    return {
+        "llada": (LLaDAConfig, LLaDAModelLM),
+        "Dream": (DreamConfig, DreamModel),
+        "sdar": (SDARConfig, SDARForCausalLM),
+        "llada2_moe": (LLaDA2MoeConfig, LLaDA2MoeModelLM),
+    }
 
 
 @functools.cache
