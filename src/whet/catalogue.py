@@ -51,11 +51,12 @@ MASKED_LMS = FULL_ATTENTION + BLOCK_CAUSAL
 
 
 def _decoder(
-    name: str, part: str, shim: str, title: str, arxiv: str, summary: str, **more: Any
+    name: str, part: str, shim: str | None, title: str, arxiv: str, summary: str, **more: Any
 ) -> Method:
-    """A baseline decoder: its options at `part` ("module:Class"), its shim beside them."""
-    module = part.partition(":")[0]
-    parts = {"decode": f"whet.dlm.{part}", "generate": f"whet.dlm.{module}:{shim}"}
+    """A baseline decoder: its options at `part` ("module:Class"), its shim (if any) beside them."""
+    parts = {"decode": f"whet.dlm.{part}"}
+    if shim is not None:
+        parts["generate"] = f"whet.dlm.{part.partition(':')[0]}:{shim}"
     more.setdefault("applies_to", MASKED_LMS)
     return Method(
         id=name, kind="baseline", title=title, arxiv=arxiv, summary=summary, parts=parts, **more
@@ -179,6 +180,15 @@ _ROWS: tuple[Method, ...] = (
         "LLaDA2.1's rule: edits",
         "2602.08676",
         "The dynamic rule; filled tokens the model no longer believes in are replaced.",
+    ),
+    _decoder(
+        "diffusion-gemma",
+        "gemma:DiffusionGemma",
+        None,  # transformers' class has a generate() of its own, without custom_generate
+        "DiffusionGemma's accept and renoise",
+        "2505.24857",
+        "Random tokens, accepted by entropy or made random again until a block is stable.",
+        applies_to=("diffusion_gemma",),
     ),
     _decoder(
         "nap",

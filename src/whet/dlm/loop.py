@@ -180,8 +180,9 @@ class CanvasLoop:
         proposal = self._propose(live)
         for place, rows_sent in Counter(live.owner.tolist()).items():
             self._sent[place].append(rows_sent * self.provider.copies)
-        live = dataclasses.replace(live, slot=torch.arange(len(live), device=live.slot.device))
         successors = self.selector.select(live, proposal)
+        # From here on rows are known by their place in this call of the provider.
+        live = dataclasses.replace(live, slot=torch.arange(len(live), device=live.slot.device))
         after = live.spawn(successors, proposal)
         if not all_live:
             successors, after = _carry(rows, unfinished, successors, after)

@@ -34,10 +34,14 @@ class Traits:
     end_of_turn: str | None = None
 
 
+# Marks positions to fill on canvases of models that have no mask token; never fed to a model.
+BLANK = -1
+
 TRAITS: dict[str, Traits] = {
     "llada": Traits(end_of_turn="<|eot_id|>"),
     "Dream": Traits(shift=True, context=2048, end_of_turn="<|im_end|>"),
     "sdar": Traits(attention="block_causal", end_of_turn="<|im_end|>"),
+    "diffusion_gemma": Traits(noise="uniform", end_of_turn="<turn|>"),
     "llada2_moe": Traits(attention="block_causal", end_of_turn="<|role_end|>"),
 }
 
@@ -74,19 +78,22 @@ class Denoiser:
             return model
         config = model.config
         traits = TRAITS.get(config.model_type)
+        sizes = config
         if traits is None:
             raise CheckpointError(
                 f"model_type {config.model_type!r} is no masked LM that whet knows: "
                 f"known are {', '.join(TRAITS)}"
             )
         mask = getattr(config, "mask_token_id", None)
+        if traits.noise == "uniform":
+            mask, sizes = BLANK, config.get_text_config()
         if mask is None:
             raise CheckpointError("the configuration has no mask_token_id")
         tokenizer = tokenizer or getattr(unwrap(model), "tokenizer", None)
         generation = getattr(unwrap(model), "generation_config", None)
-        eos_ids = _ids(config.eos_token_id)
+        eos_ids = _ids(sizes.eos_token_id)
         ends = [getattr(generation, "eos_token_id", None)]
-        rows, pad = config.vocab_size, config.pad_token_id
+        rows, pad = sizes.vocab_size, sizes.pad_token_id
         if tokenizer is not None:
             rows = min(rows, len(tokenizer))
             ends.append(tokenizer.get_vocab().get(traits.end_of_turn))
@@ -98,7 +105,7 @@ class Denoiser:
             end_of_turn_ids=tuple(i for i in _ids(*ends) if i not in eos_ids),
             pad_token_id=pad if pad is not None else (eos_ids[0] if eos_ids else mask),
             vocab_size=rows,
-            context_length=min(traits.context or 2**62, config.max_position_embeddings),
+            context_length=min(traits.context or 2**62, sizes.max_position_embeddings),
             block_length=config.block_length if traits.attention == "block_causal" else None,
         )
 
@@ -174,7 +181,15 @@ class Denoiser:
 
     def project(self, states: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
         """Logits of hidden states."""
-        logits: Tensor = unwrap(self.model).head(states)
+        model = unwrap(self.model)
+        if hasattr(type(model), "head"):
+            logits: Tensor = model.head(states)
+            return logits
+        logits = model.lm_head(states)
+        cap = getattr(model, "final_logit_softcapping", None)
+        if cap is not None:
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            logits = (logits / cap).tanh() * cap
         return logits
 
     def head(
@@ -193,7 +208,8 @@ class Denoiser:
 
     def suppress(self, logits: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:
         """Set the mask token and ids beyond the tokenizer to -inf, in place."""
-        logits[:, self.mask_token_id] = -torch.inf
+        if self.mask_token_id != BLANK:
+            logits[:, self.mask_token_id] = -torch.inf
         logits[:, self.vocab_size :] = -torch.inf
         return logits
 
@@ -217,10 +233,15 @@ def _ids(*found: int | list[int] | None) -> tuple[int, ...]:
 def unwrap(model: Any) -> Any:
     """The whet model inside a wrapper such as PEFT's, the model itself otherwise."""
     # The class is asked: PEFT's wrappers pass attributes of instances on to their content.
-    while not hasattr(type(model), "head") and hasattr(model, "base_model"):
+    while not _is_lm(model) and hasattr(model, "base_model"):
         inner = model.base_model
         model = getattr(inner, "model", inner)
     return model
+
+
+def _is_lm(model: Any) -> bool:
+    """One of whet's classes, or transformers' own with its output matrix."""
+    return hasattr(type(model), "head") or "lm_head" in getattr(model, "_modules", {})
 
 
 def base_model(model: Any) -> nn.Module:

@@ -7,6 +7,7 @@ stored after the rotary embedding; positions are absolute, so that is the same a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,3 +153,41 @@ def canvas_mask(
     key_block = (keys - first[:, None]).div(block_length, rounding_mode="floor")
     query_block = (columns - first[:, None]).clamp_min(0) // block_length
     return (real[:, None] & (key_block[:, None] <= query_block[..., None]))[:, None]
+
+
+@dataclass
+class JoinedLayer:
+    """Keys and values of several prompts, [R, heads, T, head_dim]."""
+
+    keys: Tensor
+    values: Tensor
+
+
+class JoinedCache:
+    """Read-only view of several one-prompt caches of equal length, for a decoder that reads them.
+
+    Speaks as much of transformers' protocol as DiffusionGemma's decoder needs.
+    """
+
+    is_compileable = False
+
+    def __init__(self, caches: Sequence[Any]) -> None:
+        self.layers = [
+            JoinedLayer(
+                torch.cat([layer.keys for layer in layers]),
+                torch.cat([layer.values for layer in layers]),
+            )
+            for layers in zip(*(c.layers for c in caches), strict=True)
+        ]
+        self._length = int(caches[0].get_seq_length())
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens read."""
+        return self._length
+
+
+def prompt_cache(config: Any) -> Any:
+    """An empty growing cache for a model's configuration."""
+    from transformers import DynamicCache
+
+    return DynamicCache(config=config)

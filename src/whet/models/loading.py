@@ -74,10 +74,10 @@ def resolve_directory(source: str | Path) -> Path:
 
 
 def read_config(directory: Path) -> tuple[Any, Any]:
-    """whet's class and configuration for a checkpoint directory; `auto_map` is ignored."""
+    """Class and configuration for a checkpoint directory; `auto_map` is ignored."""
     from huggingface_hub.errors import StrictDataclassError
 
-    from whet.models.registry import model_classes
+    from whet.models.registry import loadable_classes
 
     path = directory / "config.json"
     if not path.is_file():
@@ -87,7 +87,7 @@ def read_config(directory: Path) -> tuple[Any, Any]:
         model_type = str(raw["model_type"])
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: not a model configuration ({error!r})") from error
-    classes = model_classes()
+    classes = loadable_classes()
     if model_type not in classes:
         raise CheckpointError(
             f"{path}: model_type {model_type!r} is not supported: {nearest(model_type, classes)}"

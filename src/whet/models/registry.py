@@ -23,6 +23,15 @@ def model_classes() -> dict[str, tuple[Any, Any]]:
 
 
 @functools.cache
+def loadable_classes() -> dict[str, tuple[Any, Any]]:
+    """What `whet.load` reads: whet's own classes, and those that transformers has itself."""
+    from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
+
+    gemma = (DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion)
+    return {**model_classes(), "diffusion_gemma": gemma}
+
+
+@functools.cache
 def register() -> None:
     """Make AutoConfig, AutoModel, AutoModelForMaskedLM, …ForCausalLM and AutoTokenizer know them.
 
