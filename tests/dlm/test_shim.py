@@ -97,6 +97,44 @@ def test_sampling_uses_the_hosts_temperature(model):
     assert not torch.equal(a, c)
 
 
+def test_sampling_uses_the_hosts_top_p_and_top_k(model):
+    prompt = ids()
+    canvas = torch.cat((prompt, torch.full((1, 8), MASK)), 1)
+    call = {"custom_generate": low_confidence, "max_new_tokens": 8, "do_sample": True, "seed": 1}
+    # 50 is transformers' default, which means none unless it is asked for.
+    for given, own in (
+        ({"top_p": 0.5}, {"top_p": 0.5}),
+        ({"top_k": 3}, {"top_k": 3}),
+        ({"top_k": 50}, {"top_k": 50}),
+        ({}, {}),
+    ):
+        out = model.generate(prompt, temperature=0.9, **given, **call)
+        options = LowConfidence(temperature=0.9, seed=1, **own)
+        assert torch.equal(out, denoise(model, canvas, options=options, start=5)[0])
+
+
+def test_a_streamer_gets_prompt_and_text_once(model):
+    class Recorder:
+        def __init__(self):
+            self.put_, self.ends = [], 0
+
+        def put(self, value):
+            self.put_.extend(value.flatten().tolist())
+
+        def end(self):
+            self.ends += 1
+
+    for decoder in (low_confidence, soar):
+        recorder, steps = Recorder(), []
+        call = {"custom_generate": decoder, "max_new_tokens": 8, "streamer": recorder}
+        out = model.generate(ids(), on_commit=lambda step, rows: steps.append(step), **call)  # noqa: B023
+        text = out[0].tolist()
+        stop = text.index(0, 5) + 1 if 0 in text[5:] else len(text)
+        assert recorder.put_ == text[:stop]
+        assert recorder.ends == 1
+        assert steps
+
+
 def test_guidance_scale_is_cfg_scale_plus_one(model):
     prompt = ids()
     host = model.generate(
@@ -114,7 +152,8 @@ def test_guidance_scale_is_cfg_scale_plus_one(model):
         ({"custom_generate": soar, "thresold": 0.5}, ValueError, "thresold"),
         ({"custom_generate": soar, "threshold": 2.0}, OptionError, "between 0 and 1"),
         ({"custom_generate": soar, "num_beams": 2}, OptionError, "beam_width"),
-        ({"custom_generate": soar, "streamer": object()}, OptionError, "on_commit"),
+        ({"custom_generate": len, "streamer": object()}, OptionError, "own decoders only"),
+        ({"custom_generate": len, "top_k": 5}, OptionError, "own decoders only"),
         ({"custom_generate": "sora"}, OptionError, "did you mean 'soar'"),
         ({"custom_generate": soar, "bad_words_ids": [[3]]}, OptionError, "NoBadWords"),
         ({"custom_generate": soar, "max_time": 1.0}, OptionError, "MaxTimeCriteria"),

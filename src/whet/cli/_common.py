@@ -55,7 +55,7 @@ class DecoderFlags:
         str, Parameter(help="NAME or NAME:key=value,…; `whet methods` lists them.")
     ] = "low-confidence"
     block_length: Annotated[int | None, Parameter(help="Positions per window.")] = None
-    steps: Annotated[int | None, Parameter(help="Forwards in all (low-confidence, random).")] = None
+    steps: Annotated[int | None, Parameter(help="Forwards in all (rules with a schedule).")] = None
     threshold: Annotated[float | None, Parameter(help="Confidence that counts as sure.")] = None
     beam_width: Annotated[int | None, Parameter(help="Hypotheses kept (soar, pbs).")] = None
     max_parallel: Annotated[int | None, Parameter(help="Most tokens per step (soar).")] = None
@@ -64,8 +64,14 @@ class DecoderFlags:
     variant: Annotated[str | None, Parameter(help="paper, llada or dream (soar).")] = None
     confidence: Annotated[str | None, Parameter(help="prob, margin or neg_entropy.")] = None
     temperature: Annotated[float | None, Parameter(help="0 takes the most likely token.")] = None
+    top_p: Annotated[float | None, Parameter(help="Sample within this probability mass.")] = None
+    top_k: Annotated[int | None, Parameter(help="Sample among the best K tokens.")] = None
     cfg_scale: Annotated[float | None, Parameter(help="Guidance; 0 is off.")] = None
+    smooth: Annotated[float | None, Parameter(help="IterSmooth weight (0.3); 0 is off.")] = None
     eos: Annotated[str | None, Parameter(help="none, suppress, defer or early_stop.")] = None
+    cache: Annotated[str | None, Parameter(help="none, prefix, dual or block.")] = None
+    refresh_interval: Annotated[int | None, Parameter(help="Steps between refreshes.")] = None
+    vicinity: Annotated[int | None, Parameter(help="Columns fed beside the window.")] = None
     softmax: Annotated[str | None, Parameter(help="float32 or float64.")] = None
     seed: Annotated[int | None, Parameter(help="Of all noise.")] = None
 

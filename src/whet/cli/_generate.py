@@ -1,4 +1,4 @@
-"""What `whet generate` does: read prompts, decode in batches, write each batch as it is done."""
+"""What `whet generate` does: read prompts, decode them, write each text as it is done."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import json as json_module
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -17,19 +17,30 @@ from whet._io import write_json
 from whet.cli._common import progress
 from whet.cli._live import CanvasLive, visible
 from whet.dlm.options import DecodeOptions
-from whet.dlm.texts import Completion, encode_gaps, encode_prompt, generate_texts, infill
+from whet.dlm.texts import (
+    Completion,
+    TextRequest,
+    encode_gaps,
+    encode_prompt,
+    generate_texts,
+    stream_texts,
+)
 from whet.errors import InputError
 from whet.models.denoiser import Denoiser
 
 
 @dataclass(frozen=True)
 class Line:
-    """A prompt, its name, and the number that keys its noise; or why it cannot be used."""
+    """A prompt, its name, and the number that keys its noise; or why it cannot be used.
+
+    gen_length: positions to fill, where the line says so itself.
+    """
 
     id: str
     prompt: str
     request: int
     problem: str | None = None
+    gen_length: int | None = None
 
 
 def read_prompts(arguments: Sequence[str], source: Path | None, output: Path | None) -> list[Line]:
@@ -77,7 +88,11 @@ def _parse(number: int, text: str) -> Line:
         return Line(str(request), "", request, f"line {number} is not JSON")
     if not isinstance(value, dict) or not isinstance(value.get("prompt"), str):
         return Line(str(request), "", request, f'line {number} has no text under "prompt"')
-    return Line(str(value.get("id", request)), value["prompt"], request)
+    length = value.get("gen_length")
+    problem = None
+    if length is not None and (not isinstance(length, int) or length < 1):
+        problem = f"line {number}: gen_length={length!r} must be a whole number above 0"
+    return Line(str(value.get("id", request)), value["prompt"], request, problem, length)
 
 
 def _finished(output: Path | None) -> dict[str, str]:
@@ -105,7 +120,8 @@ def _whole(text: str) -> str:
 
 @dataclass
 class Job:
-    """One run of the verb. Finished lines are on disk before the next batch begins."""
+    """One run of the verb. A finished text leaves the batch, goes to disk, and another prompt takes
+    its place; on the screen texts keep the order of their prompts."""
 
     model: Any
     tokenizer: Any
@@ -132,10 +148,11 @@ class Job:
         usable, problems = self._check(lines, denoiser)
         sink = self._open()
         try:
-            if self.infill:
-                self._infill(usable, sink)
+            live = self.console.is_terminal and sink is None if self.live is None else self.live
+            if live and not self.infill:
+                self._watch(usable, sink)
             else:
-                self._generate(usable, sink)
+                self._stream(usable, sink)
         finally:
             if sink is not None:
                 with contextlib.suppress(OSError):  # a full disk has been reported by then
@@ -154,9 +171,8 @@ class Job:
                     if self.infill:
                         encode_gaps(denoiser, self.tokenizer, line.prompt)
                     else:
-                        encode_prompt(
-                            denoiser, self.tokenizer, line.prompt, self.gen_length, chat=self.chat
-                        )
+                        length = line.gen_length or self.gen_length
+                        encode_prompt(denoiser, self.tokenizer, line.prompt, length, chat=self.chat)
                 except InputError as error:
                     problem = f"line {line.request + 1}: {error}" if len(lines) > 1 else str(error)
             if problem is None:
@@ -177,55 +193,57 @@ class Job:
         except OSError as error:
             raise InputError(f"cannot write {self.output}: {error.strerror}") from error
 
-    def _generate(self, lines: list[Line], sink: IO[str] | None) -> None:
-        live = self.console.is_terminal and sink is None if self.live is None else self.live
-        if live:
-            view = CanvasLive(
-                self.console, self.tokenizer, gen_length=self.gen_length, delay=self.delay
-            )
-            with view:
-                for batch in self._batches(lines):
-                    watch = view.watch([line.id for line in batch], [p.prompt for p in batch])
-                    self._batch(batch, sink, watch)
-            return
-        with progress("generate", len(lines)) as done:
-            for count, batch in enumerate(self._batches(lines)):
-                self._batch(batch, sink, None)
-                done(count * self.batch_size + len(batch))
-
-    def _batches(self, lines: list[Line]) -> Iterable[list[Line]]:
-        size = max(1, self.batch_size)
-        return (lines[k : k + size] for k in range(0, len(lines), size))
-
-    def _batch(self, batch: list[Line], sink: IO[str] | None, on_commit: Any) -> None:
-        done = generate_texts(
+    def _stream(self, lines: list[Line], sink: IO[str] | None) -> None:
+        asked = (
+            TextRequest(line.prompt, line.gen_length or self.gen_length, line.request, self.infill)
+            for line in lines
+        )
+        finished = stream_texts(
             self.model,
             self.tokenizer,
-            [line.prompt for line in batch],
+            asked,
             options=self.options,
-            gen_length=self.gen_length,
             batch_size=self.batch_size,
             chat=self.chat,
-            requests=[line.request for line in batch],
-            on_commit=on_commit,
         )
-        for line, completion in zip(batch, list(done), strict=True):
-            self._emit(line, completion, sink)
-        self._sync(sink)
+        waiting: dict[int, Completion] = {}
+        shown = 0
+        with progress("infill" if self.infill else "generate", len(lines)) as done:
+            for count, (index, completion) in enumerate(finished, 1):
+                if sink is not None:
+                    self._emit(lines[index], completion, sink)
+                    self._sync(sink)
+                else:  # on the screen, in order
+                    waiting[index] = completion
+                    while shown in waiting:
+                        self._emit(lines[shown], waiting.pop(shown), None)
+                        shown += 1
+                done(count)
 
-    def _infill(self, lines: list[Line], sink: IO[str] | None) -> None:
-        with progress("infill", len(lines)) as done:
-            for count, line in enumerate(lines, 1):
-                completion = infill(
+    def _watch(self, lines: list[Line], sink: IO[str] | None) -> None:
+        """Fixed batches whose canvases are drawn after every step."""
+        view = CanvasLive(
+            self.console, self.tokenizer, gen_length=self.gen_length, delay=self.delay
+        )
+        size = max(1, self.batch_size)
+        with view:
+            for k in range(0, len(lines), size):
+                batch = lines[k : k + size]
+                watch = view.watch([line.id for line in batch], [p.prompt for p in batch])
+                texts = generate_texts(
                     self.model,
                     self.tokenizer,
-                    line.prompt,
+                    [line.prompt for line in batch],
                     options=self.options,
-                    request=line.request,
+                    gen_length=self.gen_length,
+                    batch_size=self.batch_size,
+                    chat=self.chat,
+                    requests=[line.request for line in batch],
+                    on_commit=watch,
                 )
-                self._emit(line, completion, sink)
+                for line, completion in zip(batch, list(texts), strict=True):
+                    self._emit(line, completion, sink)
                 self._sync(sink)
-                done(count)
 
     def _emit(self, line: Line, completion: Completion, sink: IO[str] | None) -> None:
         if self.trace is not None and completion.trace is not None:

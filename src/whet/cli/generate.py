@@ -28,7 +28,8 @@ def generate(
         bool, Parameter(help="Prompts hold mask tokens to fill; all else stays.")
     ] = False,
     input_: Annotated[
-        Path | None, Parameter(name="--input", help='JSONL with {"prompt": …, "id": …} lines.')
+        Path | None,
+        Parameter(name="--input", help='JSONL with {"prompt": …} lines; "id", "gen_length" too.'),
     ] = None,
     output: Annotated[
         Path | None, Parameter(help="JSONL to append to; prompts already in it are skipped.")

@@ -23,11 +23,13 @@ from whet.dlm.trace import Trace
 from whet.errors import OptionError
 
 # transformers takes these for itself before a callable could see them.
-_HOST = ("temperature",)
+_HOST = ("temperature", "top_p", "top_k")
+_DEFAULT_TOP_K = 50  # transformers' own default, which nobody asked for
 # What transformers builds from settings that decoders honour (or that are its silent defaults).
 _PROCESSORS = (
     "TemperatureLogitsWarper",
     "TopKLogitsWarper",
+    "TopPLogitsWarper",
     "UnbatchedClassifierFreeGuidanceLogitsProcessor",
 )
 _CRITERIA = ("MaxLengthCriteria", "EosTokenCriteria")
@@ -44,8 +46,8 @@ class DenoiseOutput(ModelOutput):  # type: ignore[misc]
 def custom_generate(options_class: type[DecodeOptions], name: str) -> Callable[..., Any]:
     """The `custom_generate` callable of a decoder.
 
-    Its keyword arguments are the fields of `options_class` (temperature excepted, which is
-    transformers' own), `on_commit` and `requests`.
+    Its keyword arguments are the fields of `options_class` (temperature, top_p and top_k excepted,
+    which are transformers' own), `on_commit` and `requests`.
     """
     own = [f for f in dataclasses.fields(options_class) if f.name not in _HOST]
 
@@ -58,13 +60,24 @@ def custom_generate(options_class: type[DecodeOptions], name: str) -> Callable[.
         **given: Any,
     ) -> Tensor | DenoiseOutput:
         from whet.dlm.canvas import denoise
+        from whet.dlm.streamer import CommittedText
         from whet.models.denoiser import Denoiser
 
         settings = {f.name: given.pop(f.name) for f in own if f.name in given}
         settings |= _host_settings(generation_config, settings)
+        # `MaskedGenerationMixin.generate` hands these over; transformers would not.
+        streamer = given.pop("streamer", None)
+        if "top_k" in given:
+            settings["top_k"] = given.pop("top_k") or None
         _refuse(logits_processor, stopping_criteria, generation_config)
         options = options_class(**settings)
         denoiser = Denoiser.of(model)
+        on_commit = given.pop("on_commit", None)
+        if streamer is not None:
+            on_commit = _both(
+                on_commit,
+                CommittedText(streamer, end_ids=denoiser.end_ids, revises=options.revises),
+            )
         mask = given.pop("attention_mask", None)
         for row, ids in enumerate(input_ids):
             kept = ids if mask is None else ids[mask[row].bool().to(ids.device)]
@@ -79,7 +92,7 @@ def custom_generate(options_class: type[DecodeOptions], name: str) -> Callable[.
             mask,
             options=options,
             start=input_ids.shape[1],
-            on_commit=given.pop("on_commit", None),
+            on_commit=on_commit,
             requests=given.pop("requests", None),
         )
         if generation_config.return_dict_in_generate:
@@ -92,12 +105,25 @@ def custom_generate(options_class: type[DecodeOptions], name: str) -> Callable[.
         f"`{options_class.__module__}.{options_class.__name__}`."
     )
     decode.__signature__ = _signature(own)  # type: ignore[attr-defined]
+    decode.options_class = options_class  # type: ignore[attr-defined]
     return decode
 
 
 def append_masks(ids: Tensor, length: int, fill: int) -> Tensor:
     """[P, L] -> [P, L + length], the new columns holding `fill`."""
     return torch.cat((ids, ids.new_full((ids.shape[0], length), fill)), -1)
+
+
+def _both(first: Any, second: Any) -> Any:
+    """One callback that calls both, in order."""
+    if first is None:
+        return second
+
+    def on_commit(step: int, rows: Any) -> None:
+        first(step, rows)
+        second(step, rows)
+
+    return on_commit
 
 
 def _signature(own: list[Any]) -> inspect.Signature:
@@ -115,6 +141,10 @@ def _host_settings(config: Any, given: dict[str, Any]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     if config.do_sample:
         out["temperature"] = config.temperature if config.temperature is not None else 1.0
+        if config.top_p is not None:
+            out["top_p"] = config.top_p
+        if config.top_k not in (None, 0, _DEFAULT_TOP_K):
+            out["top_k"] = config.top_k
     guidance = config.guidance_scale
     if guidance is not None and guidance != 1:
         if "cfg_scale" in given:
@@ -124,10 +154,9 @@ def _host_settings(config: Any, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refuse(logits_processor: Any, stopping_criteria: Any, config: Any) -> None:
-    for name in ("top_p", "top_k", "num_beams", "num_return_sequences", "repetition_penalty"):
-        value, neutral = getattr(config, name, None), 0 if name == "top_k" else 1
-        default_top_k = name == "top_k" and value == 50  # transformers' silent default
-        if value not in (None, neutral, float(neutral)) and not default_top_k:
+    for name in ("num_beams", "num_return_sequences", "repetition_penalty", "typical_p"):
+        value = getattr(config, name, None)
+        if value not in (None, 1, 1.0):
             raise OptionError(f"{name}={value} is not supported by whet's diffusion decoders")
     for kind, given, known in (
         ("logits processor", logits_processor, _PROCESSORS),

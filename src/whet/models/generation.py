@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -36,11 +37,11 @@ class MaskedGenerationMixin(GenerationMixin):  # type: ignore[misc]
     ) -> Any:
         """Decode with `custom_generate`: a callable, or the name of a decoder in the catalogue.
 
-        The default is low-confidence remasking. See transformers for the rest.
-        Errors: OptionError for what never reaches a decoder called this way.
+        The default is low-confidence remasking. streamer: gets the prompt, then committed text from
+        the left as it grows, and drafts if it takes them (one prompt at a time). See transformers
+        for the rest. Errors: OptionError for what never reaches a decoder called this way.
         """
         for name, instead in (
-            ("streamer", "on_commit="),
             ("assistant_model", "a decoder that takes drafter="),
             ("stop_strings", "the text cut at the end-of-text token"),
         ):
@@ -54,4 +55,13 @@ class MaskedGenerationMixin(GenerationMixin):  # type: ignore[misc]
         decoder = custom_generate or DEFAULT_DECODER
         if isinstance(decoder, str):
             decoder = catalogue.resolve(decoder, "generate")
+        # transformers hands a callable neither a streamer nor, to tell it from its own default, a
+        # top_k: whet's decoders are given them here.
+        bound = {n: kwargs.pop(n) for n in ("streamer", "top_k") if kwargs.get(n) is not None}
+        if bound and not hasattr(getattr(decoder, "func", decoder), "options_class"):
+            raise OptionError(
+                f"{next(iter(bound))}= reaches whet's own decoders only, not {decoder!r}"
+            )
+        if bound:
+            decoder = functools.partial(decoder, **bound)
         return super().generate(inputs, generation_config, custom_generate=decoder, **kwargs)
