@@ -41,12 +41,13 @@ class DecoderArm:
 
 @dataclass
 class ArmResult:
-    """What an arm did, per problem (lists in problem order) and per batch (seconds)."""
+    """What an arm did, per problem (lists in problem order) and per batch (seconds, sizes)."""
 
     arm: DecoderArm
     outcomes: list[Outcome] = field(default_factory=list)
     completions: list[Completion] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
     added_bytes: int | None = None
 
     @property
@@ -106,6 +107,7 @@ def run_arms(
             with Clock() as clock:
                 done = decode(arm, lo, batch_size)
             result.seconds.append(clock.seconds)
+            result.sizes.append(len(done))
             result.completions.extend(dataclasses.replace(c, trace=None) for c in done)
             result.outcomes.extend(judge_texts(asked[lo:hi], (c.text for c in done)))
         on_batch(min(hi, len(asked)))
@@ -123,6 +125,10 @@ def record_arm(result: ArmResult) -> Arm:
     metrics["tokens_per_forward"] = Metric(
         value=float(tokens.sum() / result.column("answer_steps").sum()), n=len(tokens)
     )
+    metrics["seconds"] = _seconds_each(result)
+    # Prompts and what lies behind the end of an answer are no tokens that anybody asked for.
+    rate = float(tokens.sum() / sum(result.seconds))
+    metrics["tokens_per_second"] = Metric(value=rate, n=len(tokens))
     # Totals with everything in them; the metrics leave out steps behind the end of an answer.
     cost = {
         "seconds": float(sum(result.seconds)),
@@ -138,6 +144,17 @@ def record_arm(result: ArmResult) -> Arm:
         metrics=metrics,
         cost=cost,
     )
+
+
+def _seconds_each(result: ArmResult) -> Metric:
+    """Time per problem; the interval is over batches."""
+    each = np.array(result.seconds) / np.array(result.sizes)
+    value = sum(result.seconds) / sum(result.sizes)
+    if len(each) < 2:
+        return Metric(value=value, n=len(each), unit="s")
+    _, low, high = bootstrap_mean(each, resamples=2000)
+    ci = (min(low, value), max(high, value))
+    return Metric(value=value, ci=ci, n=len(each), unit="s")
 
 
 def compare(a: ArmResult, b: ArmResult) -> list[Comparison]:

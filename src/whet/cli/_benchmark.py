@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,13 @@ from whet.measure.items import save_items
 from whet.measure.record import Record, new_record, save
 from whet.report.canvas import Canvas, CanvasRun
 from whet.report.page import render_page, write_page
-from whet.report.pages import frontier_of
-from whet.report.tables import arms_table, breakdown_tables, print_table
+from whet.report.pages import frontier_of, pareto_sets
+from whet.report.tables import arms_table, breakdown_tables, print_table, sweep_table
 from whet.tasks import Task
 
 _EXAMPLES = 6
+_MOST_CANVASES = 8  # of a sweep's arms; more would make the page heavy
+_COSTS = ("forwards", "rows", "seconds")
 
 
 @dataclass
@@ -46,6 +48,8 @@ class DecodeBenchmark:
     gen_length: int
     batch_size: int
     problem_seed: int
+    refused: dict[str, str] = field(default_factory=dict)
+    sweep: bool = False
 
     def __post_init__(self) -> None:
         self.asked: list[Problem] = draw_problems(self.tasks, self.n, seed=self.problem_seed)
@@ -110,7 +114,9 @@ class DecodeBenchmark:
             comparisons=[c for r in results.values() if r is not first for c in compare(r, first)],
             notes=[
                 "Problems are of the test split, which training never draws.",
-                "forwards and rows, per problem, leave out steps behind the end of an answer.",
+                "forwards and rows, per problem, leave out steps behind the end of an answer; "
+                "tok/s counts neither prompts nor tokens behind the end.",
+                *self._left_out(),
             ],
         )
         save(record, out / f"{name}.json")
@@ -121,15 +127,25 @@ class DecodeBenchmark:
         if json:
             sys.stdout.write(record.model_dump_json(indent=1) + "\n")
         else:
-            for table in (arms_table(record), *breakdown_tables(record)):
+            if self.sweep:
+                tables = [sweep_table(record, pareto_sets(record, _COSTS))]
+            else:
+                tables = [arms_table(record), *breakdown_tables(record)]
+            for table in tables:
                 print_table(table)
+            for line in self._left_out():
+                print(line, file=sys.stderr)
         page = out / f"{name}.html"
-        svg = frontier_of(record)
+        plots = [
+            (f"Accuracy against {cost}: up and left is better.", svg)
+            for cost in (_COSTS if self.sweep else _COSTS[:1])
+            if (svg := frontier_of(record, cost)) is not None
+        ]
         shown = examples(
             self.model,
             self.tokenizer,
             self.asked[:_EXAMPLES],
-            self.arms,
+            self.arms[:_MOST_CANVASES],
             gen_length=self.gen_length,
         )
         write_page(
@@ -137,12 +153,22 @@ class DecodeBenchmark:
             render_page(
                 [(name, record)],
                 title="Masked-diffusion decoders, side by side",
-                record_plots={} if svg is None else {name: [("Up and left is better.", svg)]},
+                record_plots={name: plots},
                 canvases=[self._canvas(e) for e in shown],
             ),
         )
         if not json:
             print(f"report page: {page}")
+
+    def _left_out(self) -> list[str]:
+        """What the sweep has no arm for, by reason."""
+        reasons: dict[str, list[str]] = {}
+        for name, why in self.refused.items():
+            reasons.setdefault(why, []).append(name)
+        return [
+            f"left out: {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {why}"
+            for why, names in reasons.items()
+        ]
 
     def _canvas(self, example: Example) -> Canvas:
         runs = []

@@ -12,7 +12,10 @@ from whet.cli._common import ModelFlags, progress
 app = App(
     name="benchmark",
     help="Variants side by side in one run: quality, forwards, time, memory.",
-    help_epilogue="Example: `whet benchmark decode --model tiny-dlm --n 400`",
+    help_epilogue=(
+        "Example: `whet benchmark decode --model tiny-dlm --n 400`, or "
+        "`whet benchmark decode --sweep threshold=0.7,0.9 cache=none,dual block_length=4,16`"
+    ),
 )
 
 
@@ -31,6 +34,13 @@ def decode(
             consume_multiple=True,
         ),
     ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        Parameter(
+            help="KEY=V1,V2,… each: every combination, in every decoder that has the option.",
+            consume_multiple=True,
+        ),
+    ] = None,
     n: Annotated[int, Parameter(help="Problems in all.")] = 400,
     gen_length: Annotated[int, Parameter(help="Positions to fill.")] = 16,
     batch_size: Annotated[int, Parameter(help="Problems decoded together.")] = 64,
@@ -46,7 +56,8 @@ def decode(
     """Decoders on the same fresh problems: accuracy, forwards, rows, tokens per forward, time.
 
     Ends with a table and the path of a page with the accuracy-forwards frontier and canvases
-    that fill in step by step. Forwards and rows leave out what was spent behind an answer's end.
+    that fill in step by step. Forwards and rows leave out what was spent behind an answer's end;
+    tokens/s counts neither prompts nor what lies behind an answer's end.
     """
     from whet.errors import OptionError
     from whet.tasks import expand
@@ -54,6 +65,7 @@ def decode(
     chosen = expand(tasks or ["scratchpad"])
     from whet._io import check_writable
     from whet.bench.decoding import DecoderArm
+    from whet.bench.sweep import fitting, parse_axes, sweep_arms
     from whet.cli._benchmark import DecodeBenchmark
 
     half = max(1, gen_length // 2)
@@ -65,11 +77,18 @@ def decode(
         "pbs",
         "soar",
     ]
-    arms = [DecoderArm.parse(text) for text in decoders or default]
+    refused: dict[str, str] = {}
+    if sweep:
+        arms, refused = sweep_arms(decoders or ["greedy", "threshold"], parse_axes(sweep))
+    else:
+        arms = [DecoderArm.parse(text) for text in decoders or default]
     if n < 2:
         raise OptionError(f"n={n} is too few: intervals need at least 2 problems")
     check_writable(out)
     model, tokenizer = model_flags.load()
+    if sweep:
+        arms, unfit = fitting(arms, model, gen_length)
+        refused |= unfit
     benchmark = DecodeBenchmark(
         model_name=model_flags.model,
         model=model,
@@ -80,6 +99,8 @@ def decode(
         gen_length=gen_length,
         batch_size=batch_size,
         problem_seed=problem_seed,
+        refused=refused,
+        sweep=bool(sweep),
     )
     if watch:
         benchmark.watch(watch)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from abc import ABC
 from dataclasses import dataclass
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from whet.dlm.options import DecodeOptions
@@ -83,7 +84,8 @@ class EntropySelector(RowRule):
 def within_bound(entropy: Tensor, candidates: Tensor, bound: float) -> Tensor:
     """[R, G]: candidates of which those of lower entropy sum to at most `bound`."""
     ordered, rank = by_rank(-entropy, candidates)
-    before = (-ordered).cumsum(-1) + ordered
+    # Summed without their own, not by taking it off again: a deferred token's would swallow theirs.
+    before = F.pad(-ordered[:, :-1], (1, 0)).cumsum(-1)
     return candidates & (rank < leading(candidates, before <= bound)[:, None])
 
 

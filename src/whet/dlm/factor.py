@@ -54,7 +54,8 @@ class FactorSelector(RowRule):
 
     def commit(self, rows: Rows, proposal: Proposal) -> Tensor:
         ordered, rank = by_rank(proposal.priority, proposal.candidates)
-        place = torch.arange(1, ordered.shape[1] + 1, device=ordered.device)
+        width = ordered.shape[1]
+        place = torch.arange(1, width + 1, device=ordered.device, dtype=ordered.dtype)
         passes = ordered >= 1 - self.factor / (place + 1)
         passes[:, 0] = True
         count = leading(proposal.candidates, passes)

@@ -195,9 +195,9 @@ class CachedForward:
             final = self._final if rows is None else self._final[rows]
             low = torch.minimum(low, final + feed.first)
         low = torch.maximum(low - int(self.denoiser.traits.shift), feed.first)
-        end = length if self.denoiser.block_length is None else int(high.max())
-        if self.kind == "prefix":
-            high = high.clamp_max(end)
+        end = length
+        if self.denoiser.block_length is not None:  # what comes after a window is not seen
+            high, end = feed.high, int(feed.high.max())
         # One shape for all: runs end where they must, and begin earlier where others are longer.
         width = int((high - low).max())
         begin = high - width

@@ -163,6 +163,15 @@ class DecodeOptions(ABC):
             )
         return Windows.aligned(length, denoiser.block_length, before)
 
+    def check(self, denoiser: Denoiser, gen_length: int) -> None:
+        """Whether canvases with `gen_length` positions to fill can be decoded so.
+
+        Errors: OptionError with the reason why not.
+        """
+        self.check_model(denoiser)
+        self.forward(denoiser)
+        self.planned_steps(self.windows(denoiser, gen_length, 0))
+
     def check_model(self, denoiser: Denoiser) -> None:
         """Errors: OptionError where the rule does not fit the model."""
         if self.uniform != (denoiser.traits.noise == "uniform"):

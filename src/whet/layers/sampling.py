@@ -94,13 +94,18 @@ def propose(
     for lo in range(0, rows, step):
         part = slice(lo, min(lo + step, rows))
         wide = logits[part].to(dtype)
-        heat = temperature[part, None] if isinstance(temperature, Tensor) else temperature
+        noise = (-uniform[part].double().log()).log() if uniform is not None else wide
+        heat = temperature
+        if isinstance(temperature, Tensor):
+            # Rows at 0 take the argmax, and are judged, as if nothing were sampled.
+            heat = temperature[part, None]
+            cold = heat == 0
+            noise, heat = noise.masked_fill(cold, 0.0), heat.masked_fill(cold, 1.0)
         tempered = wide / heat if sampling and (filtering or of == "sampled") else wide
         if filtering:
             tempered = tempered.masked_fill(~keep_top(tempered, top_p, top_k), -torch.inf)
         if sampling:
-            assert uniform is not None
-            noisy = wide.double() - heat * (-uniform[part].double().log()).log()
+            noisy = wide.double() - heat * noise
             if filtering:
                 noisy = noisy.masked_fill(tempered == -torch.inf, -torch.inf)
             chosen = noisy.argmax(-1)
@@ -119,7 +124,8 @@ def propose(
 def _confidence(
     logits: Float[Tensor, "N V"], tokens: Int[Tensor, " N"], kind: Confidence
 ) -> Float[Tensor, " N"]:
-    normaliser = torch.logsumexp(logits, -1)
+    # Where no token has any probability, that of each is 0 (and not 0/0).
+    normaliser = torch.logsumexp(logits, -1).clamp_min(torch.finfo(logits.dtype).min)
     if kind == "prob":
         return (logits.gather(-1, tokens[:, None])[:, 0] - normaliser).exp()
     if kind == "margin":

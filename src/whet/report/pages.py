@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from whet.errors import InputError
 from whet.measure.record import Arm, Metric, Record, find
 from whet.report import words
 from whet.report.page import Plot, render_page
-from whet.report.plots import Point, frontier
+from whet.report.plots import Point, frontier, pareto
 
 
 def from_folder(folder: str | os.PathLike[str], *, title: str = "whet: measured results") -> str:
@@ -30,28 +31,45 @@ def from_folder(folder: str | os.PathLike[str], *, title: str = "whet: measured 
     return render_page(records, title=title, record_plots=plots, notes=notes)
 
 
-def frontier_of(record: Record) -> str | None:
-    """The frontier of a record's arms as an SVG: its main quality against forwards.
+def frontier_of(record: Record, cost: str = "forwards") -> str | None:
+    """The frontier of a record's arms as an SVG: its main quality against a cost.
 
-    The quality is the metric "accuracy", else the first given as a fraction; the cost is the
-    metric "forwards", else the cost of that name, per item where the number of items is known.
-    None where fewer than two arms have both. Errors: OptionError where matplotlib is missing.
+    The quality is the metric "accuracy", else the first given as a fraction; `cost` names a
+    metric, else a cost, per item where the number of items is known. None where fewer than two
+    arms have both. Errors: OptionError where matplotlib is missing.
     """
     metric = _quality(record)
-    if metric is None:
+    points, per_item = _points(record, metric, cost)
+    if metric is None or len(points) < 2:
         return None
-    arms = [arm for arm in record.arms if metric in arm.metrics and _total(arm) is not None]
-    if len(arms) < 2:
-        return None
-    per_item = all("forwards" in arm.metrics or arm.metrics[metric].n for arm in arms)
-    points = [_point(arm, arm.metrics[metric], per_item) for arm in arms]
+    name = words.heading(cost)
     return frontier(
         points,
-        xlabel="forwards per item" if per_item else "forwards",
+        xlabel=f"{name} per item{' (s)' if words.unit_of_cost(cost) == 's' else ''}"
+        if per_item
+        else name,
         ylabel=words.heading(metric),
-        title=f"{words.heading(metric).capitalize()} against forwards",
+        title=f"{words.heading(metric).capitalize()} against {name}",
         percent=True,
     )
+
+
+def pareto_sets(record: Record, costs: Sequence[str]) -> dict[str, list[str]]:
+    """For each cost, the arms that no other beats: less cost at as much quality, or more quality.
+
+    Read off the values; whether two arms differ is for their intervals to say.
+    """
+    metric = _quality(record)
+    return {cost: [p.label for p in pareto(_points(record, metric, cost)[0])] for cost in costs}
+
+
+def _points(record: Record, metric: str | None, cost: str) -> tuple[list[Point], bool]:
+    """Arms that have both, and whether their costs are per item."""
+    if metric is None:
+        return [], False
+    arms = [a for a in record.arms if metric in a.metrics and _total(a, cost) is not None]
+    per_item = all(cost in arm.metrics or arm.metrics[metric].n for arm in arms)
+    return [_point(arm, arm.metrics[metric], per_item, cost) for arm in arms], per_item
 
 
 def _can_plot() -> bool:
@@ -80,16 +98,14 @@ def _quality(record: Record) -> str | None:
     return "accuracy" if "accuracy" in fractions else next(iter(fractions), None)
 
 
-def _total(arm: Arm) -> float | None:
-    """Forwards of an arm: a metric (a mean per item), else a cost (a total)."""
-    if "forwards" in arm.metrics:
-        return arm.metrics["forwards"].value
-    return arm.cost.get("forwards")
+def _total(arm: Arm, cost: str) -> float | None:
+    """A cost of an arm: a metric (a mean per item), else a total."""
+    return arm.metrics[cost].value if cost in arm.metrics else arm.cost.get(cost)
 
 
-def _point(arm: Arm, quality: Metric, per_item: bool) -> Point:
-    total = _total(arm) or 0.0
-    divide = per_item and "forwards" not in arm.metrics and quality.n
+def _point(arm: Arm, quality: Metric, per_item: bool, cost: str) -> Point:
+    total = _total(arm, cost) or 0.0
+    divide = per_item and cost not in arm.metrics and quality.n
     low, high = quality.ci if quality.ci is not None else (None, None)
     return Point(
         label=arm.name,

@@ -24,11 +24,32 @@ _STYLES: dict[bool | None, str] = {True: "green", False: "red", None: "yellow"}
 def arms_table(record: Record) -> Table:
     """Every arm with its metrics (and intervals) and costs.
 
-    One column each where that fits; else one line each inside two columns.
+    One column each where that fits, if need be with the interval of the first metric alone; else
+    one line each inside two columns.
     """
     title = record.title or record.method
-    wide = _wide(record, title)
-    return wide if _natural_width(wide) <= WIDTH else _stacked(record, title)
+    for intervals in (None, 1):
+        wide = _wide(record, title, intervals)
+        if _natural_width(wide) <= WIDTH:
+            return wide
+    return _stacked(record, title)
+
+
+def sweep_table(record: Record, sets: Mapping[str, Sequence[str]]) -> Table:
+    """One line per arm: its first metric and the costs in `sets` (cost -> names of arms that no
+    other beats by it), with a star where it is in the set."""
+    table = _table(f"{record.title or record.method} (★ nothing else is as accurate for less)")
+    quality = [n for n in words.metric_names(record.arms) if n not in sets][:1]
+    for name in ("arm", *map(words.heading, quality), *map(words.heading, sets)):
+        table.add_column(name, overflow="fold", justify="left" if name == "arm" else "right")
+    for arm in record.arms:
+        best = any(arm.name in names for names in sets.values())
+        cells = [_text(words.metric(arm.metrics[n])) for n in quality]
+        for cost, names in sets.items():
+            value = words.value(arm.metrics[cost]) if cost in arm.metrics else "–"
+            cells.append(_text(value + (" ★" if arm.name in names else "  ")))
+        table.add_row(_text(arm.name), *cells, style="bold" if best else "")
+    return table
 
 
 def breakdown_tables(record: Record) -> list[Table]:
@@ -123,7 +144,8 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
-def _wide(record: Record, title: str) -> Table:
+def _wide(record: Record, title: str, intervals: int | None) -> Table:
+    """intervals: how many metrics show theirs, None = all."""
     table = _table(title)
     table.add_column("arm", overflow="fold")
     metrics = words.metric_names(record.arms)
@@ -134,7 +156,10 @@ def _wide(record: Record, title: str) -> Table:
     for heading in headings:
         table.add_column(heading, justify="right", overflow="fold")
     for arm in record.arms:
-        table.add_row(_text(arm.name), *_metric_cells(arm, metrics), *_cost_cells(arm, costs))
+        full = len(metrics) if intervals is None else intervals
+        cells = _metric_cells(arm, metrics[:full])
+        cells += _cells(metrics[full:], arm.metrics, lambda n, arm=arm: words.value(arm.metrics[n]))  # type: ignore[misc]
+        table.add_row(_text(arm.name), *cells, *_cost_cells(arm, costs))
     return table
 
 

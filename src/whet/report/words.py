@@ -13,13 +13,21 @@ VERDICTS: dict[Verdict, str] = {
     "undecided": "? undecided",
 }
 
-_METRIC_ORDER = ("accuracy", "forwards", "rows", "tokens_per_forward")
+_METRIC_ORDER = (
+    "accuracy",
+    "forwards",
+    "rows",
+    "tokens_per_forward",
+    "seconds",
+    "tokens_per_second",
+)
 _COST_ORDER = ("forwards", "rows", "tokens", "steps", "seconds", "peak_bytes")
 _HEADINGS = {
     "added_bytes": "memory",
     "peak_bytes": "peak memory",
     "seconds": "time",
     "tokens_per_forward": "tok/fwd",
+    "tokens_per_second": "tok/s",
 }
 _SIGNS = {">=": "≥", "<=": "≤", "==": "="}
 
