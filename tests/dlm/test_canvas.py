@@ -8,7 +8,6 @@ import torch
 from transformers.modeling_outputs import BaseModelOutput
 
 from tests.conftest import EOS, MASK
-from whet import catalogue
 from whet.dlm.canvas import denoise
 from whet.dlm.decoders import decoder_options
 from whet.dlm.low_confidence import LowConfidence
@@ -20,7 +19,8 @@ from whet.measure.count import count_forwards
 from whet.models.denoiser import Denoiser, Traits
 
 G = 12
-DECODERS = [m.id for m in catalogue.methods().values() if "decode" in m.parts]
+# One rule of each kind; tests/dlm/test_combinations.py has every rule.
+DECODERS = ["low-confidence", "random", "threshold", "factor", "credit", "pbs", "soar"]
 SETTINGS = [
     {},
     {"block_length": "4"},

@@ -184,7 +184,7 @@ class SelfConditionedProvider:
 
     def __call__(self, rows: Rows, index: Tensor, position: Tensor) -> Tensor:
         states = self.forward(Feed.of(rows), index, position)
-        logits = self.denoiser.project(states)
+        logits = self.denoiser.suppress(self.denoiser.project(states))
         tempered = logits / self.options.temperatures(rows)[index, None]
         place = position - rows.bounds()[0][index]
         width = int(place.max()) + 1

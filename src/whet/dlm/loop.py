@@ -73,6 +73,7 @@ class CanvasLoop:
         self.rows: Rows | None = None
         self.steps = 0
         self._windowed = False
+        self._cut: tuple[Tensor, Tensor] | None = None
         self._lengths: dict[int, int] = {}
         self._sent: dict[int, list[int]] = {}
 
@@ -190,9 +191,15 @@ class CanvasLoop:
         kept = self.selector.keep(rows, successors, after, after.left())
         return after if kept is None else after.take(kept)
 
+    def _index(self, rows: Rows) -> Int[Tensor, "R G"]:
+        """`rows.windows()`, remembered while rows and regions are the same."""
+        if self._cut is None or self._cut[0] is not rows.offset:
+            self._cut = (rows.offset, rows.windows())
+        return self._cut[1]
+
     def _in_window(self, rows: Rows) -> Bool[Tensor, "R G"] | None:
         """Positions of each row's window; None where that is the whole region."""
-        return rows.windows() == rows.window[:, None] if self._windowed else None
+        return self._index(rows) == rows.window[:, None] if self._windowed else None
 
     def _propose(self, rows: Rows) -> Proposal:
         options, inside = self.options, self._in_window(rows)
@@ -247,7 +254,7 @@ class CanvasLoop:
         """Early stop at EOS, then move rows whose window is full and not held."""
         if not self._windowed:
             return rows
-        index = rows.windows()
+        index = self._index(rows)
         window = self._current(rows, index)
         if self.options.eos == "early_stop":
             region = rows.tokens[:, rows.start :]

@@ -32,6 +32,9 @@ from whet.errors import OptionError
 from whet.layers.sampling import check_threshold
 from whet.models.denoiser import Denoiser
 
+# What a product such as 0.6 * 25 may be off by.
+_ROUNDING = 1e-9
+
 
 @dataclass(frozen=True, kw_only=True)
 class Nap(DecodeOptions):
@@ -153,16 +156,17 @@ class RegionSelector(RowRule):
         summary = (region == last) & (last > 1) if self.summary else torch.zeros_like(rows.pending)
         path = (region > 0) & ~summary
         there = (path & ~rows.pending).sum(-1)
-        total = path.sum(-1)
-        started = there >= self.summary_start * total
+        needed = self.summary_start * path.sum(-1).double()
+        started = there >= needed - _ROUNDING
         eligible = proposal.candidates & (path | (summary & started[:, None]))
-        # A region's n-th token has level n; those of the lowest levels are committed, which is an
-        # even split whose remainder goes to the regions that have the least.
-        level = self._committed(rows, region) + self._rank_within(proposal, eligible, region)
-        late = (self.summary_start * total / (last[:, 0] - 1).clamp_min(1)).long()
-        level = level + late[:, None] * summary
+        # In turns: one position of every open region, its best first, until the quota is used up.
+        # The last turn goes to the regions that have the least; a summary counts from its start.
+        turn = self._rank_within(proposal, eligible, region)
+        late = ((needed + _ROUNDING) / (last[:, 0] - 1).clamp_min(1)).long()
+        tokens = self._committed(rows, region) + late[:, None] * summary
         quota = -(-rows.window_masks // rows.planned)
-        key = -(level * (region.shape[1] + 1) + region).double()
+        base = region.shape[1] + 1
+        key = -((turn * base + tokens) * base + region).double()
         commit = ranks(key, eligible) < quota[:, None]
         if self.threshold is not None:
             commit = commit | (eligible & (proposal.priority >= self.threshold))

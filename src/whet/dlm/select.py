@@ -11,7 +11,7 @@ from torch import Tensor
 
 from whet import rng as rng_
 from whet.dlm.state import Proposal, Rows, Successors
-from whet.dlm.stop import Stopper, when_best_complete
+from whet.dlm.stop import Stopper, when_full
 
 
 @runtime_checkable
@@ -103,7 +103,7 @@ class RowRule(ABC):
     Subclasses say what to commit; positions that are no candidates are left out for them.
     """
 
-    stopper: Stopper = staticmethod(when_best_complete)
+    stopper: Stopper = staticmethod(when_full)
 
     @abstractmethod
     def commit(self, rows: Rows, proposal: Proposal) -> Bool[Tensor, "R G"]:

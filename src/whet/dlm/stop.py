@@ -25,6 +25,11 @@ def when_best_complete(rows: Rows, left: Int[Tensor, " R"]) -> Bool[Tensor, " R"
     return (left[first] == 0)[first.cumsum(0) - 1]
 
 
+def when_full(rows: Rows, left: Int[Tensor, " R"]) -> Bool[Tensor, " R"]:
+    """Finished as soon as the row is full: for rules that keep one row per prompt."""
+    return left == 0
+
+
 def when_all_complete(rows: Rows, left: Int[Tensor, " R"]) -> Bool[Tensor, " R"]:
     """Finished when no hypothesis of the prompt has anything left to fill."""
     prompts = int(rows.owner.max()) + 1

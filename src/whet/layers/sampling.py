@@ -94,18 +94,19 @@ def propose(
     for lo in range(0, rows, step):
         part = slice(lo, min(lo + step, rows))
         wide = logits[part].to(dtype)
-        noise = (-uniform[part].double().log()).log() if uniform is not None else wide
-        heat = temperature
+        heat, cold = temperature, None
         if isinstance(temperature, Tensor):
             # Rows at 0 take the argmax, and are judged, as if nothing were sampled.
             heat = temperature[part, None]
             cold = heat == 0
-            noise, heat = noise.masked_fill(cold, 0.0), heat.masked_fill(cold, 1.0)
+            heat = heat.masked_fill(cold, 1.0)
         tempered = wide / heat if sampling and (filtering or of == "sampled") else wide
         if filtering:
             tempered = tempered.masked_fill(~keep_top(tempered, top_p, top_k), -torch.inf)
         if sampling:
-            noisy = wide.double() - heat * noise
+            assert uniform is not None
+            noise = (-uniform[part].double().log()).log()
+            noisy = wide.double() - heat * (noise if cold is None else noise.masked_fill(cold, 0.0))
             if filtering:
                 noisy = noisy.masked_fill(tempered == -torch.inf, -torch.inf)
             chosen = noisy.argmax(-1)
