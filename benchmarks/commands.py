@@ -10,8 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-from whet.measure.record import Arm, Metric, claim, new_record, save
-from whet.report.tables import arms_table, claims_table, print_table
+from _record import finish
+from whet.measure.record import Arm, Metric, claim, new_record
 
 WHET = [sys.executable, "-m", "whet"]
 QUICK = {"whet --help": ([*WHET, "--help"], 0.5), "whet methods": ([*WHET, "methods"], 0.5)}
@@ -51,9 +51,7 @@ def main():
         claims=claims,
         notes=["Median of repeats after one warm-up; make targets once, after set-up."],
     )
-    save(record, arguments.out / "commands.json")
-    print_table(arms_table(record))
-    print_table(claims_table(record))
+    finish(record, arguments.out / "commands.json")
 
 
 if __name__ == "__main__":

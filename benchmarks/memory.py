@@ -10,9 +10,9 @@ import argparse
 import statistics
 from pathlib import Path
 
+from _record import finish
 from whet.measure.memory import run_isolated
-from whet.measure.record import Arm, Metric, claim, new_record, save
-from whet.report.tables import arms_table, claims_table, print_table
+from whet.measure.record import Arm, Metric, claim, new_record
 
 VOCAB, PROMPT, GEN, BLOCK = 126_464, 128, 128, 32
 ROWS = {"low-confidence": 1, "threshold": 1, "pbs": 2, "soar": 2}
@@ -65,9 +65,7 @@ def main():
         claims=claims,
         notes=["Resident-set peaks, median of separate processes."],
     )
-    save(record, arguments.out / "memory.json")
-    print_table(arms_table(record))
-    print_table(claims_table(record))
+    finish(record, arguments.out / "memory.json")
 
 
 def _arm(name, chain, peak):

@@ -48,6 +48,7 @@ class ArmResult:
     completions: list[Completion] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
+    arness: list[float] = field(default_factory=list)
     added_bytes: int | None = None
 
     @property
@@ -108,6 +109,7 @@ def run_arms(
                 done = decode(arm, lo, batch_size)
             result.seconds.append(clock.seconds)
             result.sizes.append(len(done))
+            result.arness.extend(c.arness() for c in done)
             result.completions.extend(dataclasses.replace(c, trace=None) for c in done)
             result.outcomes.extend(judge_texts(asked[lo:hi], (c.text for c in done)))
         on_batch(min(hi, len(asked)))
@@ -125,6 +127,9 @@ def record_arm(result: ArmResult) -> Arm:
     metrics["tokens_per_forward"] = Metric(
         value=float(tokens.sum() / result.column("answer_steps").sum()), n=len(tokens)
     )
+    ordered = np.array([a for a in result.arness if not np.isnan(a)])
+    if len(ordered):
+        metrics["arness"] = Metric(value=float(ordered.mean()), n=len(ordered))
     metrics["seconds"] = _seconds_each(result)
     # Prompts and what lies behind the end of an answer are no tokens that anybody asked for.
     rate = float(tokens.sum() / sum(result.seconds))

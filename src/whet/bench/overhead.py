@@ -16,7 +16,7 @@ from torch import Tensor
 
 from whet.dlm.canvas import denoise
 from whet.dlm.options import DecodeOptions
-from whet.measure.clock import alternate, ratio_interval
+from whet.measure.clock import alternate, paired_ratio
 from whet.models.denoiser import Denoiser
 from whet.models.kv import CanvasCache
 
@@ -59,7 +59,7 @@ class RecordingDenoiser(Denoiser):
 
 @dataclass(frozen=True)
 class Overhead:
-    """ratio: generation / replay, of medians, with its interval; seconds of each round."""
+    """ratio: generation / replay, median over rounds, with its interval; seconds of each round."""
 
     ratio: float
     low: float
@@ -94,7 +94,7 @@ def engine_overhead(
     seconds = alternate(
         {"generation": generation, "replay": replay}, repeats=repeats, warmup=warmup
     )
-    ratio, low, high = ratio_interval(seconds["generation"], seconds["replay"])
+    ratio, low, high = paired_ratio(seconds["generation"], seconds["replay"])
     return Overhead(
         ratio, low, high, trace.forwards, trace.rows, seconds["generation"], seconds["replay"]
     )

@@ -14,6 +14,7 @@ from torch import Tensor
 from whet.dlm.canvas import denoise
 from whet.dlm.eos import is_eos
 from whet.dlm.options import DecodeOptions
+from whet.dlm.order import global_arness
 from whet.dlm.state import Rows
 from whet.dlm.stream import DenoiseStream, Job
 from whet.dlm.trace import Trace
@@ -41,6 +42,16 @@ class Completion:
     answer_tokens: int
     trace: Trace | None
     index: int
+
+    def arness(self, k: int = 1) -> float:
+        """Global-ARness@k of the answer: how close to left-to-right it was committed.
+
+        Errors: ValueError where the trace was dropped.
+        """
+        if self.trace is None:
+            raise ValueError("the trace of this completion was dropped")
+        mine = (slice(self.index, self.index + 1), slice(None, self.answer_tokens))
+        return float(global_arness(self.trace.commit_step[mine], self.trace.confidence[mine], k=k))
 
 
 def generate_texts(

@@ -24,6 +24,7 @@ _METRIC_ORDER = (
 _COST_ORDER = ("forwards", "rows", "tokens", "steps", "seconds", "peak_bytes")
 _HEADINGS = {
     "added_bytes": "memory",
+    "arness": "ARness",
     "peak_bytes": "peak memory",
     "seconds": "time",
     "tokens_per_forward": "tok/fwd",
