@@ -46,7 +46,6 @@ def page(method: catalogue.Method) -> str:
 
 def _decoder(method: catalogue.Method) -> list[str]:
     options = catalogue.resolve(method.id, "decode")
-    module, _, name = method.parts["generate"].partition(":")
     hints = typing.get_type_hints(options)
     rows = [
         f"| `{f.name}` | {_type(hints[f.name])} | `{f.default!r}` |"
@@ -56,13 +55,11 @@ def _decoder(method: catalogue.Method) -> list[str]:
         "## Use",
         "",
         "```console",
-        f'whet generate --decoder {method.id} "sudoku 1.3..2..4...1..3="',
+        _command(method),
         "```",
         "",
         "```python",
-        f"from {module} import {name}",
-        "",
-        f"model.generate(ids, custom_generate={name}, max_new_tokens=16)",
+        *_call(method),
         "```",
         "",
         "## Options",
@@ -76,6 +73,26 @@ def _decoder(method: catalogue.Method) -> list[str]:
             for c in inspect.getmro(options)
             if c.__module__.startswith("whet.dlm") and c.__doc__
         ),
+    ]
+
+
+def _command(method: catalogue.Method) -> str:
+    if "llada" in method.applies_to:
+        return f'whet generate --decoder {method.id} "sudoku 1.3..2..4...1..3="'
+    return f'whet generate --model path/to/{method.applies_to[0]} --decoder {method.id} "..."'
+
+
+def _call(method: catalogue.Method) -> list[str]:
+    if "generate" in method.parts:
+        module, _, name = method.parts["generate"].partition(":")
+        call = f"model.generate(ids, custom_generate={name}, max_new_tokens=16)"
+        return [f"from {module} import {name}", "", call]
+    module, _, name = method.parts["decode"].partition(":")
+    return [
+        "from whet.dlm.canvas import denoise",
+        f"from {module} import {name}",
+        "",
+        f"tokens, trace = denoise(model, canvas, options={name}())",
     ]
 
 
