@@ -220,7 +220,7 @@ class CanvasLoop:
             confidence=options.confidence,
             dtype=getattr(torch, options.softmax),
             temperature=heat[index] if isinstance(heat, Tensor) else heat,
-            uniform=self._noise(rows, asked, logits.shape[1]) if sampling else None,
+            uniform=self._noise(rows, asked) if sampling else None,
             top_p=options.top_p,
             top_k=options.top_k,
             of=options.confidence_of,
@@ -241,13 +241,13 @@ class CanvasLoop:
             likeliest[index, position] = logits.argmax(-1)
         return Proposal(dense_tokens, dense_confidence, priority, candidates, editable, likeliest)
 
-    def _noise(self, rows: Rows, asked: Tensor, vocab: int) -> Float[Tensor, "N V"]:
+    def _noise(self, rows: Rows, asked: Tensor) -> Float[Tensor, " N"]:
         """Uniform noise keyed by request, hypothesis and age, so that a batch equals its parts."""
         parts = []
         keys = (rows.request, place_in_group(rows.owner), rows.age, asked.sum(-1))
         for request, rank, age, count in torch.stack(keys, -1).tolist():
             generator = rng_.keyed_torch(self.options.seed, "token", request, rank, age)
-            parts.append(torch.rand(count, vocab, generator=generator, dtype=torch.float64))
+            parts.append(torch.rand(count, generator=generator, dtype=torch.float64))
         return torch.cat(parts).to(asked.device)
 
     def _after_commit(self, rows: Rows) -> Rows:

@@ -3,8 +3,7 @@
 Confidences are those of the model's plain softmax, or of the distribution that is sampled from
 (after temperature, top-p and top-k), in float32 unless float64 is asked for: in bfloat16 they
 saturate at 1.0 and tie. Ties between tokens go to the lowest id. Rows are worked in chunks, so
-that without sampling a 126k vocabulary never needs a second full copy (sampling needs its noise,
-[N, V] in float64).
+that a 126k vocabulary never needs a second full copy.
 """
 
 from __future__ import annotations
@@ -61,13 +60,20 @@ def keep_top(logits: Float[Tensor, "N V"], top_p: float, top_k: int | None) -> B
     return torch.empty_like(keep).scatter_(-1, order, keep)
 
 
+def draw(logits: Float[Tensor, "N V"], uniform: Float[Tensor, " N"]) -> Int[Tensor, " N"]:
+    """Tokens of softmax(logits): per row the first whose cumulated probability exceeds u."""
+    cumulated = logits.double().softmax(-1).cumsum(-1)
+    target = (uniform.double() * cumulated[:, -1])[:, None]
+    return torch.searchsorted(cumulated, target, right=True)[:, 0]
+
+
 def propose(
     logits: Float[Tensor, "N V"],
     *,
     confidence: Confidence = "prob",
     dtype: torch.dtype = torch.float32,
     temperature: float | Float[Tensor, " N"] = 0.0,
-    uniform: Float[Tensor, "N V"] | None = None,
+    uniform: Float[Tensor, " N"] | None = None,
     top_p: float = 1.0,
     top_k: int | None = None,
     of: ConfidenceOf = "model",
@@ -75,9 +81,10 @@ def propose(
 ) -> tuple[Int[Tensor, " N"], Float[Tensor, " N"]]:
     """Token and confidence per row.
 
-    temperature (one, or one per row) 0 takes the argmax. Above 0 the token is the argmax of
-    exp(l) / (-log u)^T, which samples softmax(l / T), with `uniform` the noise u in (0, 1) (LLaDA's
-    rule; the quotient is taken in the log domain and float64). top_p, top_k: only the likeliest
+    temperature (one, or one per row) 0 takes the argmax. Above 0 the token is drawn from
+    softmax(l / T): the first whose cumulated probability (in float64, by id) exceeds `uniform`, the
+    noise u in [0, 1). (LLaDA's argmax of exp(l) / (-log u)^T draws from the same distribution, with
+    a noise for every token of the vocabulary.) top_p, top_k: only the likeliest
     tokens of softmax(l / T) are drawn. `confidence` of the chosen token under softmax(l), or under
     the distribution sampled from: its probability, the gap between the two largest probabilities,
     or the negative entropy. ignored: ids that have no probability when confidences are taken,
@@ -105,11 +112,10 @@ def propose(
             tempered = tempered.masked_fill(~keep_top(tempered, top_p, top_k), -torch.inf)
         if sampling:
             assert uniform is not None
-            noise = (-uniform[part].double().log()).log()
-            noisy = wide.double() - heat * (noise if cold is None else noise.masked_fill(cold, 0.0))
-            if filtering:
-                noisy = noisy.masked_fill(tempered == -torch.inf, -torch.inf)
-            chosen = noisy.argmax(-1)
+            drawn_from = tempered if tempered is not wide else wide / heat
+            chosen = draw(drawn_from, uniform[part])
+            if cold is not None:
+                chosen = torch.where(cold[:, 0], wide.argmax(-1), chosen)
         else:
             chosen = wide.argmax(-1)
         tokens[part] = chosen
