@@ -2,7 +2,8 @@
 
 4 layers, d = 256, vocabulary 4,096, prompt 32, windows of 32, float32, batch 1 and 8, sharpened
 random weights so that thresholds are met now and then. Every decoder with the cache off; the
-sources of logits (caches, guidance, soft embeddings, sampling) with the threshold rule.
+sources of logits (caches, guidance, soft embeddings, sampling) with the threshold rule; the block
+cache on an SDAR and DiffusionGemma's rule on a DiffusionGemma of the same size.
 
     python benchmarks/engine_overhead.py [--repeats 15] [--gen-length 64] [--out results/benchmarks]
 """
@@ -14,7 +15,13 @@ import torch
 
 from _record import finish
 from whet import catalogue
-from whet.bench.overhead import engine_overhead, random_canvas, random_llada
+from whet.bench.overhead import (
+    engine_overhead,
+    random_canvas,
+    random_gemma,
+    random_llada,
+    random_sdar,
+)
 from whet.dlm.decoders import decoder_options
 from whet.measure.record import Arm, Metric, claim, new_record
 
@@ -33,14 +40,17 @@ SAMPLING = ["threshold:temperature=0.8", "threshold:temperature=0.8,top_p=0.9,to
 
 
 def decoders():
-    """(arm's text, bound or None) of every case."""
+    """(model, arm's text, bound or None) of every case."""
     rules = [m for m in catalogue.methods().values() if "decode" in m.parts]
     for method in rules:
         if "llada" in method.applies_to:
             beams = catalogue.resolve(method.id, "decode").branches
-            yield method.id, BEAM_BOUND if beams else BOUND
+            yield "llada", method.id, BEAM_BOUND if beams else BOUND
     for text in PROVIDERS + SAMPLING:
-        yield text, None
+        yield "llada", text, None
+    yield "sdar", "sdar", None
+    yield "sdar", "sdar:cache=block", None
+    yield "diffusion_gemma", "diffusion-gemma:max_steps=16", None
 
 
 def main():
@@ -49,11 +59,17 @@ def main():
     parser.add_argument("--gen-length", type=int, default=64)
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
     arguments = parser.parse_args()
-    denoiser = random_llada(layers=4, width=256, vocab=4096, context=256, sharpness=15.0)
+    size = {"layers": 4, "width": 256, "vocab": 4096, "context": 256}
+    models = {
+        "llada": random_llada(**size, sharpness=15.0),
+        "sdar": random_sdar(**size, block_length=BLOCK, sharpness=15.0),
+        "diffusion_gemma": random_gemma(**size, canvas_length=BLOCK),
+    }
     arms, claims = [], []
     for batch in (1, 8):
-        canvas = random_canvas(denoiser, batch, PROMPT, arguments.gen_length)
-        for text, bound in decoders():
+        for family, text, bound in decoders():
+            denoiser = models[family]
+            canvas = random_canvas(denoiser, batch, PROMPT, arguments.gen_length)
             # The paths of NAP advance together: there are no windows.
             options = decoder_options(text, {} if text == "nap" else {"block_length": BLOCK})
             repeats = arguments.repeats if batch == 1 else max(5, arguments.repeats // 2)
@@ -65,12 +81,12 @@ def main():
                 "rows": found.rows,
                 "seconds": sum(found.generation),
             }
-            chain = text if text == "nap" else str(text)
-            settings = {"batch": batch, "block_length": None if text == "nap" else BLOCK}
+            settings = {"model": family, "batch": batch}
+            settings["block_length"] = None if text == "nap" else BLOCK
             arms.append(
                 Arm(
                     name=name,
-                    chain=chain,
+                    chain=text,
                     settings=settings,
                     metrics={"replay_ratio": metric},
                     cost=cost,

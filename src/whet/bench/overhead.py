@@ -6,6 +6,7 @@ and nothing else, in turns with it.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -49,6 +50,23 @@ class RecordingDenoiser(Denoiser):
 
         self.calls.append(cached)
         return again(cache=cache)
+
+    def read(self, tokens: Tensor, cache: Any) -> None:
+        """As `Denoiser.read`; a replay reads on from a copy of the cache as it was."""
+        before = copy.deepcopy(cache)
+
+        def again() -> Tensor:
+            Denoiser.read(self, tokens, copy.deepcopy(before))
+            return tokens
+
+        self.calls.append(again)
+        super().read(tokens, cache)
+
+    def refine(self, tokens: Tensor, cache: Any, condition: Tensor | None) -> Tensor:
+        """As `Denoiser.refine`."""
+        again = partial(super().refine, tokens, cache, condition)
+        self.calls.append(again)
+        return again()
 
     def project(self, states: Tensor) -> Tensor:
         """As `Denoiser.project`."""
@@ -123,9 +141,87 @@ def random_llada(
     return Denoiser.of(model)
 
 
+def random_sdar(
+    *, layers: int, width: int, vocab: int, context: int, block_length: int, sharpness: float = 1.0
+) -> Denoiser:
+    """A block-causal SDAR with random weights."""
+    from whet.models.sdar import SDARConfig, SDARForCausalLM
+
+    torch.manual_seed(0)
+    heads = max(1, width // 64)
+    config = SDARConfig(
+        hidden_size=width,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=width // heads,
+        num_hidden_layers=layers,
+        intermediate_size=3 * width,
+        vocab_size=vocab,
+        max_position_embeddings=context,
+        block_size=block_length,
+        mask_token_id=vocab - 1,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    model = SDARForCausalLM(config).eval()
+    model.lm_head.weight.data.mul_(sharpness)
+    return Denoiser.of(model)
+
+
+def random_gemma(
+    *, layers: int, width: int, vocab: int, context: int, canvas_length: int
+) -> Denoiser:
+    """A text-only DiffusionGemma of transformers with random weights and four experts."""
+    from transformers import (
+        DiffusionGemmaConfig,
+        DiffusionGemmaForBlockDiffusion,
+        DiffusionGemmaTextConfig,
+    )
+    from transformers.models.gemma4.configuration_gemma4 import Gemma4VisionConfig
+
+    torch.manual_seed(0)
+    heads = max(1, width // 64)
+    text = DiffusionGemmaTextConfig(
+        vocab_size=vocab,
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=width // heads,
+        global_head_dim=width // heads,
+        num_global_key_value_heads=heads,
+        max_position_embeddings=context,
+        layer_types=["sliding_attention"] * (layers - 1) + ["full_attention"],
+        num_experts=4,
+        top_k_experts=2,
+        moe_intermediate_size=width,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    vision = Gemma4VisionConfig(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+    )
+    config = DiffusionGemmaConfig(
+        text_config=text,
+        vision_config=vision,
+        canvas_length=canvas_length,
+        boi_token_id=vocab - 3,
+        eoi_token_id=vocab - 2,
+        image_token_id=vocab - 1,
+    )
+    return Denoiser.of(DiffusionGemmaForBlockDiffusion(config).eval())
+
+
 def random_canvas(denoiser: Denoiser, batch: int, prompt: int, gen_length: int) -> Tensor:
     """[batch, prompt + gen_length]: random prompts, then masks."""
     generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(1, denoiser.mask_token_id, (batch, prompt), generator=generator)
+    highest = denoiser.mask_token_id if denoiser.mask_token_id > 0 else denoiser.vocab_size
+    ids = torch.randint(1, highest, (batch, prompt), generator=generator)
     masks = torch.full((batch, gen_length), denoiser.mask_token_id)
     return torch.cat((ids, masks), 1)

@@ -30,7 +30,7 @@ from whet.dlm.select import RowRule
 from whet.dlm.state import Proposal, Rows, Successors
 from whet.errors import OptionError
 from whet.layers.sampling import Confidence, ConfidenceOf
-from whet.models.denoiser import Denoiser, unwrap
+from whet.models.denoiser import Denoiser
 from whet.models.kv import JoinedCache, prompt_cache
 
 
@@ -114,7 +114,9 @@ class EncodedForward:
     def __call__(self, feed: Feed, index: Tensor, column: Tensor) -> Tensor:
         slots = feed.slot.tolist()
         self._caches = [
-            self._caches[s] if s >= 0 else prompt_cache(self._model.config.get_text_config())
+            self._caches[s]
+            if s >= 0
+            else prompt_cache(self.denoiser.model.config.get_text_config())
             for s in slots
         ]
         first, low, high = feed.first.tolist(), feed.low.tolist(), feed.high.tolist()
@@ -124,8 +126,8 @@ class EncodedForward:
             conditioned = slot >= 0 and int(feed.window_step[row]) > 0
             groups[low[row] - first[row], high[row] - low[row], conditioned].append(row)
         out: Tensor | None = None
-        for (prefix, width, conditioned), members in groups.items():
-            states = self._decode(feed, members, prefix, width, conditioned)
+        for (_, width, conditioned), members in groups.items():
+            states = self._decode(feed, members, width, conditioned)
             if out is None:
                 out = states.new_zeros(len(index), states.shape[-1])
             place = {row: k for k, row in enumerate(members)}
@@ -135,24 +137,14 @@ class EncodedForward:
         assert out is not None
         return out
 
-    @property
-    def _model(self) -> Any:
-        return unwrap(self.denoiser.model)
-
     def _read(self, row: int, prefix: Tensor) -> None:
         """Encode what the row's cache does not hold yet."""
-        cache = self._caches[row]
-        known = int(cache.get_seq_length())
-        new = prefix[known:][None]
-        if new.shape[1] == 0:
-            return
-        position = torch.arange(known, known + new.shape[1], device=new.device)[None]
-        self._model.model.encoder(input_ids=new, past_key_values=cache, position_ids=position)
-        self.positions += new.shape[1]
+        new = prefix[int(self._caches[row].get_seq_length()) :][None]
+        if new.shape[1]:
+            self.denoiser.read(new, self._caches[row])
+            self.positions += new.shape[1]
 
-    def _decode(
-        self, feed: Feed, members: list[int], prefix: int, width: int, conditioned: bool
-    ) -> Tensor:
+    def _decode(self, feed: Feed, members: list[int], width: int, conditioned: bool) -> Tensor:
         columns = torch.arange(width, device=feed.tokens.device)
         rows = torch.tensor(members, device=feed.tokens.device)
         tokens = feed.tokens[rows[:, None], feed.low[rows][:, None] + columns]
@@ -163,14 +155,8 @@ class EncodedForward:
         self.forwards += 1
         self.rows += len(members)
         self.positions += tokens.numel()
-        out = self._model.model.decoder(
-            decoder_input_ids=tokens,
-            past_key_values=JoinedCache([self._caches[r] for r in members]),
-            self_conditioning_logits=condition,
-            decoder_position_ids=(prefix + columns)[None],
-        )
-        states: Tensor = out.last_hidden_state
-        return states
+        cache = JoinedCache([self._caches[r] for r in members])
+        return self.denoiser.refine(tokens, cache, condition)
 
 
 @dataclass

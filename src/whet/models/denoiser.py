@@ -171,6 +171,31 @@ class Denoiser:
         states: Tensor = base_model(self.model)(**inputs).last_hidden_state
         return states
 
+    def read(self, tokens: Int[Tensor, "R Q"], cache: Any) -> None:
+        """Let the encoder of a model that has one read on: its cache grows by these tokens."""
+        known = int(cache.get_seq_length())
+        position = torch.arange(known, known + tokens.shape[1], device=tokens.device)[None]
+        encoder = unwrap(self.model).model.encoder
+        encoder(input_ids=tokens, past_key_values=cache, position_ids=position)
+
+    def refine(
+        self, tokens: Int[Tensor, "R Q"], cache: Any, condition: Float[Tensor, "R Q V"] | None
+    ) -> Float[Tensor, "R Q D"]:
+        """States of a block behind what the encoder has read.
+
+        condition: logits of the step before (self-conditioning).
+        """
+        known = int(cache.get_seq_length())
+        position = torch.arange(known, known + tokens.shape[1], device=tokens.device)[None]
+        out = unwrap(self.model).model.decoder(
+            decoder_input_ids=tokens,
+            past_key_values=cache,
+            self_conditioning_logits=condition,
+            decoder_position_ids=position,
+        )
+        states: Tensor = out.last_hidden_state
+        return states
+
     def source(self, positions: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
         """The column whose state predicts the token at each position.
 
