@@ -71,10 +71,10 @@ class Tape:
         return torch.randint(sampler.vocab_size, shape, generator=self.next("canvas", "renoise"))
 
     def multinomial(self, probs, num_samples):
-        """In place of torch's: the same distribution by Gumbel's trick."""
+        """In place of torch's: the first token whose cumulated probability exceeds the noise."""
         assert num_samples == 1
-        uniform = torch.rand(probs.shape, generator=self.next("token"), dtype=torch.float64)
-        return (probs.double().log() - (-uniform.log()).log()).argmax(-1, keepdim=True)
+        uniform = torch.rand(len(probs), generator=self.next("token"), dtype=torch.float64)
+        return (probs.double().cumsum(-1) <= uniform[:, None]).sum(-1, keepdim=True)
 
 
 def official(model, prompt, length, options, tape, *, canvas_length=BLOCK, eos=None):

@@ -8,7 +8,9 @@ when its most likely tokens stayed the same for `stability` steps and their mean
 step condition the next. Source: transformers' `diffusion_gemma` (DiffusionGemma, google).
 
 Deviations from transformers' generate(): each row of a batch keeps its own block (no row waits for
-another); noise is keyed; a last block may be shorter than the model's canvas.
+another); noise is keyed; a last block may be shorter than the model's canvas; a checkpoint's
+`generation_config.json` is not read for settings; and text goes on after EOS unless
+`eos=early_stop` is given.
 """
 
 from __future__ import annotations

@@ -175,8 +175,10 @@ class DecodeOptions(ABC):
     def check_model(self, denoiser: Denoiser) -> None:
         """Errors: OptionError where the rule does not fit the model."""
         if self.uniform != (denoiser.traits.noise == "uniform"):
-            wanted = "random tokens" if self.uniform else "masks"
+            wanted, instead = "masks", "the decoder diffusion-gemma"
+            if self.uniform:
+                wanted, instead = "random tokens", "another decoder"
             raise OptionError(
                 f"{type(self).__name__} decodes canvases of {wanted}; a model of type "
-                f"{denoiser.model.config.model_type!r} was trained on the other kind"
+                f"{denoiser.model.config.model_type!r} was trained on the other kind: use {instead}"
             )

@@ -19,7 +19,7 @@ from whet.dlm.state import Rows
 from whet.dlm.stream import DenoiseStream, Job
 from whet.dlm.trace import Trace
 from whet.errors import InputError, OptionError
-from whet.models.denoiser import Denoiser
+from whet.models.denoiser import BLANK, Denoiser
 
 
 @dataclass(frozen=True)
@@ -223,6 +223,10 @@ def encode_gaps(denoiser: Denoiser, tokenizer: Any, text: str) -> Int[Tensor, " 
     Errors: InputError where the text has no gap, starts with one in a shifted model, is too long,
     or holds characters the tokenizer does not know.
     """
+    if denoiser.mask_token_id == BLANK:
+        raise InputError(
+            "this model writes blocks behind a prompt: it has no mask token to mark gaps with"
+        )
     ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)
     gaps = ids == denoiser.mask_token_id
     if not bool(gaps.any()):

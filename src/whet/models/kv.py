@@ -172,14 +172,22 @@ class JoinedCache:
     is_compileable = False
 
     def __init__(self, caches: Sequence[Any]) -> None:
-        self.layers = [
+        self.layers: list[Any]
+        if len(caches) == 1:
+            self.layers = list(caches[0].layers)  # nothing to join, nothing to copy
+        else:
+            self.layers = self._joined(caches)
+        self._length = int(caches[0].get_seq_length())
+
+    @staticmethod
+    def _joined(caches: Sequence[Any]) -> list[Any]:
+        return [
             JoinedLayer(
                 torch.cat([layer.keys for layer in layers]),
                 torch.cat([layer.values for layer in layers]),
             )
             for layers in zip(*(c.layers for c in caches), strict=True)
         ]
-        self._length = int(caches[0].get_seq_length())
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens read."""

@@ -47,6 +47,8 @@ def load_checkpoint(
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{directory}: no usable tokenizer ({_first_line(error)})") from error
+    if model.dtype == torch.float64 and hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")  # grouped kernels have no float64
     # Padding belongs on the left; decoders called through `generate()` find the tokenizer's size
     # and its end-of-turn token through the model.
     tokenizer.padding_side = "left"
