@@ -20,10 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from whet.dlm.eos import DEFERRED
 from whet.dlm.forward import Forward
 from whet.dlm.options import DecodeOptions
 from whet.dlm.provider import Provider, follow
-from whet.dlm.select import RowRule, ranks
+from whet.dlm.select import RowRule, best, ranks
 from whet.dlm.shim import custom_generate
 from whet.dlm.state import Proposal, Rows
 from whet.errors import OptionError
@@ -107,7 +108,10 @@ class TieSelector(RowRule):
         bar = torch.full_like(most, self.threshold)
         if self.decay:
             bar = (1 - self.decay * rows.window_step.to(most.dtype)).clamp_min(self.threshold)
-        return proposal.priority >= torch.minimum(most - _TIE, bar)[:, None]
+        tied = proposal.priority >= torch.minimum(most - _TIE, bar)[:, None]
+        # Deferred tokens all rank alike, far below zero: they do not go together.
+        deferred = proposal.priority <= DEFERRED
+        return (tied & ~deferred) | best(proposal.priority, proposal.candidates)
 
 
 @dataclass(frozen=True)

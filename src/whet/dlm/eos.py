@@ -15,6 +15,9 @@ from torch import Tensor
 
 Eos = Literal["none", "suppress", "defer", "early_stop"]
 
+# The priority of a deferred token: below every confidence, behind everything else.
+DEFERRED = -1e9
+
 
 def suppress_eos(logits: Float[Tensor, "N V"], eos_ids: Sequence[int]) -> None:
     """EOS can never be predicted (in place)."""

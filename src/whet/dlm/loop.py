@@ -19,7 +19,7 @@ from torch import Tensor
 
 from whet import rng as rng_
 from whet.dlm.beam import place_in_group
-from whet.dlm.eos import is_eos, stop_positions, suppress_eos
+from whet.dlm.eos import DEFERRED, is_eos, stop_positions, suppress_eos
 from whet.dlm.options import DecodeOptions
 from whet.dlm.provider import MakeProvider
 from whet.dlm.state import Proposal, Rows, Successors, stack
@@ -232,9 +232,8 @@ class CanvasLoop:
         dense_confidence[index, position] = confidence
         priority = dense_confidence
         if options.eos == "defer" and not options.official_eos:
-            # Below every confidence: behind everything else, above no threshold.
             ends = asked & is_eos(dense_tokens, self.denoiser.end_ids)
-            priority = dense_confidence.masked_fill(ends, -1e9)
+            priority = dense_confidence.masked_fill(ends, DEFERRED)
         likeliest = None
         if options.uniform:
             likeliest = torch.zeros_like(dense_tokens)

@@ -39,6 +39,10 @@ class LowConfidence(DecodeOptions):
             raise OptionError(f"steps={self.steps} must be at least 1")
         if self.official and self.eos != "defer":
             raise OptionError(f"official=true changes eos=defer only: here eos={self.eos}")
+        if self.official and self.confidence != "prob":
+            raise OptionError(
+                f"official=true works on the probabilities of tokens, not on {self.confidence}"
+            )
 
     @property
     def official_eos(self) -> bool:

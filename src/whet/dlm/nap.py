@@ -38,8 +38,9 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True, kw_only=True)
 class Nap(DecodeOptions):
-    """steps: forwards over all slots (None: one token per step). regions: lengths of the slots as
-    `330+330+330+32`; None = the unbroken runs of masks. summary: whether the last slot is one.
+    """steps: forwards over all slots (None: one token per step). regions: lengths as
+    `330+330+330+32` into which the columns from the first mask on are cut; None = the unbroken runs
+    of masks. summary: whether the last slot is one.
     summary_start: part of the path tokens that must be there before it starts. threshold: None =
     the quota alone."""
 
@@ -85,7 +86,7 @@ class Nap(DecodeOptions):
         if lengths is not None and sum(lengths) != windows.length:
             raise OptionError(
                 f"regions={self.regions} sum to {sum(lengths)}, there are {windows.length} "
-                "positions to fill"
+                "columns from the first mask on"
             )
         return self.steps or windows.length
 
