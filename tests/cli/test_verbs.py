@@ -192,3 +192,57 @@ def test_benchmark_writes_record_items_and_page(whet, checkpoint, tmp_path):
     assert "greedy" in shown
     assert max(map(len, shown.splitlines())) <= 100
     assert (tmp_path / "all.html").stat().st_size > 10_000
+
+
+def test_generate_keeps_the_batch_full_of_lines_with_their_own_lengths(whet, checkpoint, tmp_path):
+    source, sink = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    lengths = [9, 2, 5, 3, 7, 1]
+    lines = [{"prompt": "sudoku 1=", "gen_length": n, "id": f"p{n}"} for n in lengths]
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    base = ("generate", "--model", checkpoint, "--input", source, "--batch-size", 2)
+    assert whet(*base, "--output", sink)[0] == 0
+    found = [json.loads(line) for line in sink.read_text().splitlines()]
+    # One token per step: the steps are the lengths, and short texts do not wait for long ones.
+    assert {f["id"]: f["steps"] for f in found} == {f"p{n}": n for n in lengths}
+    assert [f["id"] for f in found][:2] == ["p2", "p5"]
+    # On the screen they keep the order of the file.
+    shown = [json.loads(line)["id"] for line in whet(*base, "--json")[1].splitlines()]
+    assert shown == [line["id"] for line in lines]
+    source.write_text('{"prompt": "sudoku 1=", "gen_length": 0}\n{"prompt": "sudoku 2="}\n')
+    code, out, err = whet(*base, "--json")
+    assert code == 2
+    assert "line 1: gen_length=0 must be a whole number above 0" in err
+    assert len(out.splitlines()) == 1
+
+
+def test_infill_of_several_texts_in_one_batch_keeps_what_is_given(whet, checkpoint):
+    texts = ["sudoku 1<|mask|>=3<|mask|>", "1<|mask|>", "sudoku 22=<|mask|>4<|mask|><|mask|>1"]
+    base = ("generate", "--model", checkpoint, "--infill")
+    together = whet(*base, *texts)[1].splitlines()
+    assert [whet(*base, text)[1].strip("\n") for text in texts] == together
+
+
+def test_benchmark_sweep_marks_the_pareto_set_and_says_what_it_left_out(whet, checkpoint, tmp_path):
+    code, out, err = whet(
+        *("benchmark", "decode", "--model", checkpoint, "--tasks", "sudoku", "--n", "6"),
+        *("--decoders", "greedy", "threshold", "--sweep", "threshold=0.2,0.4"),
+        *("cache=none,block", "--out", tmp_path, "--gen-length", "8"),
+    )
+    assert code == 0
+    assert "★" in out
+    assert "left out" in err
+    assert "block-causal" in err
+    record = load(tmp_path / "decode.json")
+    names = [arm.name for arm in record.arms]
+    assert names == [
+        "greedy",
+        "threshold",
+        *(f"threshold:threshold={t},cache=none" for t in (0.2, 0.4)),
+    ]
+    for arm in record.arms:
+        seconds, rate = arm.metrics["seconds"], arm.metrics["tokens_per_second"]
+        assert seconds.value > 0
+        assert rate.value <= 8 / seconds.value  # at most the region, never the prompt
+        assert 0 < arm.metrics["arness"].value <= 1
+    page = (tmp_path / "decode.html").read_text()
+    assert page.count("<svg") >= 3
