@@ -242,7 +242,7 @@ def test_benchmark_sweep_marks_the_pareto_set_and_says_what_it_left_out(whet, ch
     for arm in record.arms:
         seconds, rate = arm.metrics["seconds"], arm.metrics["tokens_per_second"]
         assert seconds.value > 0
-        assert rate.value <= 8 / seconds.value  # at most the region, never the prompt
+        assert rate.value <= 8.001 / seconds.value  # at most the region, never the prompt
         assert 0 < arm.metrics["arness"].value <= 1
     page = (tmp_path / "decode.html").read_text()
     assert page.count("<svg") >= 3
