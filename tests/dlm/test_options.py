@@ -15,7 +15,7 @@ from whet.dlm.forward import CachedForward, FullForward
 from whet.dlm.low_confidence import LowConfidence
 from whet.dlm.provider import GuidedProvider, PlainProvider, SmoothProvider
 from whet.dlm.soar import PositionBeamSearch
-from whet.errors import OptionError, WhetError
+from whet.errors import InputError, OptionError, WhetError
 from whet.models.denoiser import Denoiser
 
 NAN, INF = math.nan, math.inf
@@ -124,6 +124,21 @@ def test_blocks_are_those_the_model_was_trained_with(request, family, block_leng
         denoise(model, canvas, options=LowConfidence(block_length=b), start=4)[0] for b in (None, 4)
     ]
     assert torch.equal(*same)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        ({"start": -4}, InputError, "start=-4 must be 0 or more"),
+        ({"start": 6}, InputError, "column 5 holds a mask, before start=6"),
+        ({"requests": [7]}, OptionError, "1 requests name 2 canvases: give one each"),
+        ({"requests": [7, 8, 9]}, OptionError, "3 requests name 2 canvases: give one each"),
+    ],
+)
+def test_calls_that_do_not_fit_the_canvases(tiny_sdar, call, error, says):
+    canvas, real = ragged([5, 5], 4)
+    with pytest.raises(error, match=says):
+        denoise(tiny_sdar, canvas, real, options=LowConfidence(), **call)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -186,6 +186,7 @@ BAD = [
         Job(torch.tensor([3, MASK, 5, MASK]), 2, 0),
         "job 3: column 1 holds a mask, before start=2",
     ),
+    (Job(torch.tensor([3, MASK]), -1, 0), "job 3: start=-1 must be 0 or more"),
 ]
 
 

@@ -13,7 +13,7 @@ from whet.dlm.loop import CanvasLoop, Finished, OnCommit
 from whet.dlm.options import DecodeOptions
 from whet.dlm.provider import MakeProvider
 from whet.dlm.trace import Trace
-from whet.errors import InputError
+from whet.errors import InputError, OptionError
 from whet.models.denoiser import Denoiser
 
 
@@ -54,10 +54,14 @@ def denoise(
         raise InputError("a canvas has no mask token to fill")
     column = int(masked.any(0).nonzero()[0])
     start = column if start is None else start
+    if start < 0:
+        raise InputError(f"start={start} must be 0 or more")
     if column < start:
         raise InputError(f"column {column} holds a mask, before start={start}")
     loop = CanvasLoop(denoiser, options, on_commit=on_commit, make_provider=make_provider)
     names = list(requests) if requests is not None else list(range(len(canvas)))
+    if len(names) != len(canvas):
+        raise OptionError(f"{len(names)} requests name {len(canvas)} canvases: give one each")
     loop.admit(canvas, first, start=start, requests=names, places=range(len(canvas)))
     done: list[Finished] = []
     while loop.live:

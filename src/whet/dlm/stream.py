@@ -94,6 +94,8 @@ class DenoiseStream:
                 f"job {index + 1}: {tokens.shape[1]} positions exceed the model's context of "
                 f"{self.denoiser.context_length}"
             )
+        if job.start < 0:
+            raise InputError(f"job {index + 1}: start={job.start} must be 0 or more")
         masks = (tokens[0] == self.denoiser.mask_token_id).nonzero()[:, 0]
         if len(masks) == 0 or int(masks[0]) < job.start:
             raise InputError(
