@@ -70,7 +70,7 @@ def speed(repeats):
     for length in (128, 256, 512, 1024):
         for batch in (1, 4):
             times = step_times(length, batch, repeats)
-            for name in KINDS:
+            for name in ("none", *KINDS):
                 ratio, low, high = paired_ratio(times["none"], times[name])
                 arm = f"{name}, L {length}, batch {batch}"
                 metric = Metric(value=ratio, ci=(low, high), n=repeats)
@@ -90,7 +90,7 @@ def speed(repeats):
                         claim(
                             f"speed: {arm}",
                             "ratio",
-                            "none",
+                            f"none, L {length}, batch {batch}",
                             arm,
                             "step_speedup",
                             ratio,
