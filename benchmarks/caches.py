@@ -151,8 +151,8 @@ def main():
         comparisons=comparisons,
         notes=[
             "Threshold rule at 0.9. Arms with block_length=4 are compared with the same windows "
-            "without cache. The states of so small a model's prompts depend on the canvas more than "
-            "a large model's may."
+            "without cache. The states of so small a model's prompts depend on the canvas more "
+            "than a large model's may."
         ],
     )
     finish(record, arguments.out / "cache_accuracy.json")

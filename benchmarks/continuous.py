@@ -1,6 +1,6 @@
 """First done, first out against fixed batches: 200 prompts, lengths drawn from U{16..128}.
 
-LLaDA-shaped random weights (2 layers, d = 256, vocabulary 4,096, float32), ragged prompts of 8 to
+LLaDA-shaped random weights (2 layers, d = 128, vocabulary 512, float32), ragged prompts of 8 to
 32 tokens, batches of 8, greedy decoding (one token per step) and the threshold rule. Fixed batches
 take prompts as they come and fill canvases of the longest length asked for in the batch, as a
 generate() with one `max_new_tokens` does; tokens beyond a prompt's own length are not counted. The
@@ -73,14 +73,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--decoders", nargs="+", default=["greedy", "threshold"])
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
     arguments = parser.parse_args()
-    denoiser = random_llada(layers=2, width=256, vocab=4096, context=256, sharpness=15.0)
+    denoiser = random_llada(layers=2, width=128, vocab=512, context=256, sharpness=15.0)
     asked = draw(denoiser, arguments.prompts)
     tokens = sum(n for _, n in asked)
     ways = {"fixed": fixed, "fixed, own lengths": fixed_own_lengths, "continuous": continuous}
     arms, claims = [], []
-    for decoder in ("greedy", "threshold"):
+    for decoder in arguments.decoders:
         options = decoder_options(decoder)
         for way in ways.values():  # warm-up
             way(denoiser, asked[: 2 * BATCH], options)
@@ -126,7 +127,7 @@ def main():
         title="First done, first out against fixed batches",
         level="cpu",
         seeds={"weights": 0, "prompts": 0},
-        settings={"layers": 2, "width": 256, "vocab": 4096, "prompts": arguments.prompts}
+        settings={"layers": 2, "width": 128, "vocab": 512, "prompts": arguments.prompts}
         | {"gen_length": "U{16..128}", "batch_size": BATCH, "threads": torch.get_num_threads()},
         arms=arms,
         claims=claims,
