@@ -114,7 +114,10 @@ def test_first_done_first_out_from_a_full_batch(tiny_llada, decoder, batch_size)
         live.append(len(rows))
         assert int(rows.owner.max()) < batch_size  # places are used again
         assert rows.owner.tolist() == sorted(set(rows.owner.tolist()))
-        assert int(rows.first.min()) == 0  # no wider than the longest that is being decoded
+        # No wider than the longest that is being decoded, the region neither.
+        now = [SHAPES[(40 - name) // 3] for name in rows.request.tolist()]
+        assert rows.tokens.shape[1] == max(map(sum, now))
+        assert rows.pending.shape[1] == max(length for _, length in now)
 
     stream = DenoiseStream(
         tiny_llada, waiting, options=options, batch_size=batch_size, on_commit=watch
