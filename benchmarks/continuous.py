@@ -1,7 +1,7 @@
 """First done, first out against fixed batches: 200 prompts, lengths drawn from U{16..128}.
 
-LLaDA-shaped random weights (2 layers, d = 128, vocabulary 512, float32), ragged prompts of 8 to
-32 tokens, batches of 8, greedy decoding (one token per step) and the threshold rule. Fixed batches
+LLaDA-shaped random weights (1 layer, d = 64, vocabulary 256, float32), ragged prompts of 8 to
+32 tokens, batches of 8, greedy decoding (one token per step) unless told otherwise. Fixed batches
 take prompts as they come and fill canvases of the longest length asked for in the batch, as a
 generate() with one `max_new_tokens` does; tokens beyond a prompt's own length are not counted. The
 control arm is a fixed batch in which every prompt has its own length (and leaves when it is done,
@@ -73,10 +73,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--decoders", nargs="+", default=["greedy", "threshold"])
+    parser.add_argument("--decoders", nargs="+", default=["greedy"])
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
     arguments = parser.parse_args()
-    denoiser = random_llada(layers=2, width=128, vocab=512, context=256, sharpness=15.0)
+    denoiser = random_llada(layers=1, width=64, vocab=256, context=256, sharpness=15.0)
     asked = draw(denoiser, arguments.prompts)
     tokens = sum(n for _, n in asked)
     ways = {"fixed": fixed, "fixed, own lengths": fixed_own_lengths, "continuous": continuous}
@@ -127,7 +127,7 @@ def main():
         title="First done, first out against fixed batches",
         level="cpu",
         seeds={"weights": 0, "prompts": 0},
-        settings={"layers": 2, "width": 128, "vocab": 512, "prompts": arguments.prompts}
+        settings={"layers": 1, "width": 64, "vocab": 256, "prompts": arguments.prompts}
         | {"gen_length": "U{16..128}", "batch_size": BATCH, "threads": torch.get_num_threads()},
         arms=arms,
         claims=claims,
