@@ -1,9 +1,9 @@
 """Engine overhead: whole generations / replays of the very model calls they made, in turns.
 
 4 layers, d = 256, vocabulary 4,096, prompt 32, windows of 32, float32, batch 1 (the threshold rule
-at 8 too), sharpened random weights so that thresholds are met now and then. Every decoder with the cache off; the
-sources of logits (caches, guidance, soft embeddings, sampling) with the threshold rule; the block
-cache on an SDAR and DiffusionGemma's rule on a DiffusionGemma of the same size.
+at 8 too), sharpened random weights so that thresholds are met now and then. Every decoder with the
+cache off; the sources of logits (caches, guidance, soft embeddings, sampling) with the threshold
+rule; the block cache on an SDAR and DiffusionGemma's rule on a DiffusionGemma of the same size.
 
     python benchmarks/engine_overhead.py [--repeats 5] [--gen-length 128] [--out results/benchmarks]
 """
