@@ -3,7 +3,6 @@
 Refusals are listed; what is not listed must work, and what is listed must be refused.
 """
 
-import re
 from collections import Counter
 
 import pytest
@@ -168,7 +167,7 @@ def test_exactly_what_is_listed_is_refused(request, family, name):
             assert said is None, (decoder, said)
         else:
             assert said is not None, (decoder, says)
-            assert re.search(re.escape(says), said), (decoder, said)
+            assert says in said, (decoder, said)
 
 
 @pytest.mark.parametrize(("family", "decoder", "name"), CASES)

@@ -227,6 +227,45 @@ def test_one_step_samples_the_tempered_softmax(request, family):
 
 @on_all_families
 @torch.no_grad()
+def test_one_step_draws_from_the_nucleus(request, family):
+    """Of the likeliest tokens with 60 % of the mass, at most five; confidences are theirs."""
+    model, n, heat = request.getfixturevalue(family), 400, 0.8
+    canvas, logits = one_block(model, n)
+    options = LowConfidence(
+        steps=1, temperature=heat, top_p=0.6, top_k=5, confidence_of="sampled", softmax="float64"
+    )
+    tokens, trace = denoise(model, canvas, options=options, start=8)
+    for place, row in enumerate((logits / heat).softmax(-1).tolist()):
+        kept, mass = {}, 0.0
+        for token in sorted(range(len(row)), key=lambda t: -row[t]):
+            if mass > 0.6 or len(kept) == 5:
+                break
+            kept[token], mass = row[token], mass + row[token]
+        drawn = tokens[:, 8 + place].tolist()
+        assert set(drawn) == set(kept)  # the least likely of five has 400 chances
+        expected = torch.tensor([kept[token] / mass for token in drawn], dtype=torch.float64)
+        torch.testing.assert_close(trace.confidence[:, place], expected, atol=1e-12, rtol=0)
+
+
+@on_all_families
+@torch.no_grad()
+def test_guidance_is_blind_to_every_given_token(request, family):
+    """The unconditional half sees a mask for the prompt, and for tokens given between gaps."""
+    model, canvas = request.getfixturevalue(family), ragged([12], 0)[0]
+    canvas[0, [9, 11]] = MASK
+    options = LowConfidence(steps=1, cfg_scale=1.5, softmax="float64")
+    _, trace = denoise(model, canvas, options=options, start=9)
+    at = (torch.tensor([0, 0]), torch.tensor([9, 11]))
+    seeing, blind = (
+        Denoiser.of(model).logits(c, None, *at) for c in (canvas, torch.full_like(canvas, MASK))
+    )
+    seeing[:, MASK] = blind[:, MASK] = -1e9  # instead of -inf, which has no difference
+    expected = (blind + 2.5 * (seeing - blind)).softmax(-1).amax(-1)
+    torch.testing.assert_close(trace.confidence[0, [0, 2]], expected, atol=1e-12, rtol=0)
+
+
+@on_all_families
+@torch.no_grad()
 def test_origin_in_one_step_draws_all_positions_at_once(request, family):
     model, heat = request.getfixturevalue(family), 0.8
     canvas, logits = one_block(model)
