@@ -1,11 +1,11 @@
 """Engine overhead: whole generations / replays of the very model calls they made, in turns.
 
-4 layers, d = 256, vocabulary 4,096, prompt 32, windows of 32, float32, batch 1 (the threshold rule
+4 layers, d = 256, vocabulary 4,096, prompt 128, windows of 32, float32, batch 1 (the threshold rule
 at 8 too), sharpened random weights so that thresholds are met now and then. Every decoder with the
 cache off; the sources of logits (caches, guidance, soft embeddings, sampling) with the threshold
 rule; the block cache on an SDAR and DiffusionGemma's rule on a DiffusionGemma of the same size.
 
-    python benchmarks/engine_overhead.py [--repeats 5] [--gen-length 128] [--out results/benchmarks]
+    python benchmarks/engine_overhead.py [--repeats 5] [--gen-length 32] [--out results/benchmarks]
 """
 
 import argparse
@@ -25,7 +25,7 @@ from whet.bench.overhead import (
 from whet.dlm.decoders import decoder_options
 from whet.measure.record import Arm, Metric, claim, new_record
 
-PROMPT, BLOCK = 32, 32
+PROMPT, BLOCK = 128, 32
 BATCH_8 = ("threshold",)
 # The bar is for rules without beams on plain forwards; beams copy canvases, hence a higher one.
 BOUND, BEAM_BOUND = 1.10, 1.15
@@ -57,7 +57,7 @@ def decoders():
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--gen-length", type=int, default=128)
+    parser.add_argument("--gen-length", type=int, default=32)
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
     arguments = parser.parse_args()
     size = {"layers": 4, "width": 256, "vocab": 4096, "context": 256}
