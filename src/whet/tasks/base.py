@@ -9,16 +9,33 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from whet import rng as rng_
 from whet.errors import InputError, OptionError
+from whet.spec import build
 
 Split = Literal["train", "validation", "test"]
+Mode = Literal["strict", "lenient"]
+
+EVALUATION_ONLY = 3.0
+"""log10 of the number of problems under which a task is never trained on."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether an answer is valid and, if not, why. extra: second measures of a valid answer."""
+
+    ok: bool
+    reason: str = ""
+    extra: Mapping[str, float] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return self.ok
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,47 +43,80 @@ class Instance:
     """One problem. `prompt` is what a model reads, `data` what the checker computes with.
 
     `example` is one valid answer text (of possibly many), drawn with the problem: a training
-    target, never used by a checker.
+    target, never used by a checker. variation, size: the cell of a suite it belongs to.
+    public: what makes it this problem, however it is worded (the prompt where nothing is given).
     """
 
     task: str
     prompt: str
     data: tuple[Any, ...]
     example: str
+    variation: str = ""
+    size: int | None = None
+    public: str = ""
+
+    @property
+    def key(self) -> str:
+        """What its split and its identity depend on."""
+        return self.public or self.prompt
 
 
 class Task(ABC):
-    """A family of generated problems. Subclasses are frozen dataclasses: fields are settings."""
+    """A family of generated problems. Subclasses are frozen dataclasses: fields are settings.
+
+    variations: names of the kinds of problem it has, where it has several.
+    """
 
     id: ClassVar[str]
     summary: ClassVar[str]
     many_answers: ClassVar[bool]
+    variations: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def generate(self, rng: np.random.Generator) -> Instance:
-        """Draw one problem."""
+        """Draw one problem, from `rng` alone."""
 
     @abstractmethod
-    def check(self, instance: Instance, answer: str) -> bool:
-        """Whether a parsed answer solves the problem."""
+    def check(self, instance: Instance, answer: Any) -> Verdict:
+        """Whether a parsed answer solves the problem. An answer of a wrong type does not."""
 
     @abstractmethod
-    def solve(self, instance: Instance) -> str:
-        """A valid answer text, found by search from `data` alone (the oracle of the tests)."""
+    def solve(self, instance: Instance) -> Any:
+        """A valid answer, found by search from `data` alone (the oracle of the tests)."""
 
     @abstractmethod
     def log10_space(self) -> float:
         """log10 of the number of distinct problems (an estimate where counting is hard)."""
 
-    def parse(self, text: str) -> str | None:
-        """The answer in a model's text, blind to the truth; None where there is none."""
+    @classmethod
+    def cells(cls, settings: Mapping[str, Any], sizes: Sequence[int] = ()) -> list[Task]:
+        """The task at every variation and size that `settings` leave open.
+
+        sizes: those asked for; impossible ones are left out. Tasks without such a choice give
+        themselves.
+        """
+        return [build(cls, dict(settings), of=f"task {cls.id!r}")]
+
+    def all_instances(self) -> Iterator[Instance] | None:
+        """Every problem, where they are few enough to list; None elsewhere."""
+        return None
+
+    def render(self, answer: Any) -> str:
+        """An answer as the text that a model should have written."""
+        return str(answer)
+
+    def parse(self, text: str, mode: Mode = "lenient") -> Any | None:
+        """The answer in a model's text, blind to the truth; None where there is none.
+
+        strict: only in the form the prompt asks for.
+        """
         answer = text.strip().split("\n", 1)[0].strip()
         return answer or None
 
     def correct(self, instance: Instance, text: str) -> bool:
         """Whether a model's text holds a valid answer."""
         answer = self.parse(text)
-        return answer is not None and self.check(instance, answer)
+        return answer is not None and self.check(instance, answer).ok
 
 
 def check_setting(task: Task, name: str, low: float, high: float) -> None:
@@ -76,10 +126,15 @@ def check_setting(task: Task, name: str, low: float, high: float) -> None:
         raise OptionError(f"task {task.id!r}: {name}={value} must be between {low:g} and {high:g}")
 
 
-def split_of(prompt: str) -> Split:
-    """The split a prompt belongs to: 1/8 test, 1/16 validation, the rest train."""
-    bucket = hashlib.blake2b(prompt.encode(), digest_size=2).digest()[0] % 16
+def split_of(key: str) -> Split:
+    """The split a problem belongs to, by its key: 1/8 test, 1/16 validation, the rest train."""
+    bucket = hashlib.blake2b(key.encode(), digest_size=2).digest()[0] % 16
     return "test" if bucket < 2 else "validation" if bucket == 2 else "train"
+
+
+def evaluation_only(task: Task) -> bool:
+    """Whether a task has too few problems to keep some away from training."""
+    return task.log10_space() < EVALUATION_ONLY
 
 
 def problems(
@@ -87,14 +142,24 @@ def problems(
 ) -> Iterator[Instance]:
     """Problems of one split, the i-th from the key (seed, task, i); endless if `count` is None.
 
-    Errors: InputError where the task runs out of distinct problems.
+    A task with fewer than 1,000 problems is for evaluation only: all of them are test problems.
+    Errors: InputError where the task runs out of distinct problems, or another split than test
+    is asked of a task that is for evaluation only.
     """
+    small = evaluation_only(task)
+    if small and split != "test":
+        raise InputError(
+            f"task {task.id!r} has {10 ** task.log10_space():.0f} problems in these settings, "
+            "under 1,000: it is for evaluation only"
+        )
+    name = (task.id, *cell_of(task))
     seen: set[str] = set()
     index = made = misses = 0
     while count is None or made < count:
-        instance = task.generate(rng_.keyed(seed, "problem", task.id, index))
+        instance = task.generate(rng_.keyed(seed, "problem", *name, index))
         index += 1
-        if split_of(instance.prompt) != split or (distinct and instance.prompt in seen):
+        wrong = not small and split_of(instance.key) != split
+        if wrong or (distinct and instance.key in seen):
             misses += 1
             if misses > 2000:
                 raise InputError(
@@ -104,6 +169,12 @@ def problems(
             continue
         misses = 0
         if distinct:
-            seen.add(instance.prompt)
+            seen.add(instance.key)
         made += 1
         yield instance
+
+
+def cell_of(task: Task) -> tuple[str | int, ...]:
+    """Variation, size and mode of a task, where it has them: part of every key."""
+    found = (getattr(task, name, None) for name in ("variation", "size", "mode"))
+    return tuple(value for value in found if value not in (None, ""))

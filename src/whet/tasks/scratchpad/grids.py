@@ -11,8 +11,8 @@ from typing import ClassVar
 import numpy as np
 
 from whet import rng as rng_
-from whet.tasks.base import Instance, Task, check_setting
-from whet.tasks.scratchpad.patterns import hide, matches
+from whet.tasks.base import Instance, check_setting
+from whet.tasks.scratchpad.patterns import TextTask, hide, matches
 
 _CELLS = 16
 _UNITS: tuple[tuple[int, ...], ...] = (
@@ -95,7 +95,7 @@ def _partials(solutions: np.ndarray, shown: int, *, patterns: int = 128) -> floa
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sudoku(Task):
+class Sudoku(TextTask):
     """Fill a 4x4 grid, read row by row, so that rows, columns and 2x2 boxes hold 1 to 4."""
 
     id: ClassVar[str] = "sudoku"
@@ -114,7 +114,7 @@ class Sudoku(Task):
         given = hide(rng, full, int(rng.integers(self.min_blanks, self.max_blanks + 1)))
         return Instance(task=self.id, prompt=f"sudoku {given}=", data=(given,), example=full)
 
-    def check(self, instance: Instance, answer: str) -> bool:
+    def valid(self, instance: Instance, answer: str) -> bool:
         (given,) = instance.data
         if not matches(answer, given):
             return False
@@ -129,7 +129,7 @@ class Sudoku(Task):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Queens(Task):
+class Queens(TextTask):
     """Give the column of the queen in each row so that none attacks another."""
 
     id: ClassVar[str] = "queens"
@@ -153,7 +153,7 @@ class Queens(Task):
         given = hide(rng, full, n - int(rng.integers(1, self.max_placed + 1)))
         return Instance(task=self.id, prompt=f"queens {given}=", data=(given,), example=full)
 
-    def check(self, instance: Instance, answer: str) -> bool:
+    def valid(self, instance: Instance, answer: str) -> bool:
         (given,) = instance.data
         # ASCII digits only: `str.isdigit` lets others through, some of which `int` refuses.
         if not matches(answer, given) or set(answer) - set("123456789"[: len(given)]):
@@ -175,7 +175,7 @@ class Queens(Task):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Colouring(Task):
+class Colouring(TextTask):
     """Colour a 4x4 map, read row by row, with r, g, b so that no neighbours share a colour."""
 
     id: ClassVar[str] = "colouring"
@@ -194,7 +194,7 @@ class Colouring(Task):
         given = hide(rng, full, _CELLS - int(rng.integers(self.min_given, self.max_given + 1)))
         return Instance(task=self.id, prompt=f"colouring {given}=", data=(given,), example=full)
 
-    def check(self, instance: Instance, answer: str) -> bool:
+    def valid(self, instance: Instance, answer: str) -> bool:
         if not matches(answer, instance.data[0]) or set(answer) - set("rgb"):
             return False
         return all(answer[i] != answer[j] for i, j in _NEIGHBOURS)

@@ -1,8 +1,25 @@
-"""Patterns with gaps, written as dots."""
+"""Patterns with gaps, written as dots, and the task whose answer is one short text."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from typing import Any
+
 import numpy as np
+
+from whet.tasks.base import Instance, Task, Verdict
+
+
+class TextTask(Task):
+    """A task whose answer is the first line of the text itself."""
+
+    @abstractmethod
+    def valid(self, instance: Instance, answer: str) -> bool:
+        """Whether a text solves the problem."""
+
+    def check(self, instance: Instance, answer: Any) -> Verdict:
+        """See `Task.check`."""
+        return Verdict(isinstance(answer, str) and self.valid(instance, answer))
 
 
 def matches(answer: str, given: str) -> bool:

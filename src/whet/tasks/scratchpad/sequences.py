@@ -13,14 +13,14 @@ from typing import ClassVar
 import numpy as np
 
 from whet.errors import OptionError
-from whet.tasks.base import Instance, Task, check_setting
-from whet.tasks.scratchpad.patterns import matches, reveal
+from whet.tasks.base import Instance, check_setting
+from whet.tasks.scratchpad.patterns import TextTask, matches, reveal
 
 _PAIRS = {"(": ")", "[": "]"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Brackets(Task):
+class Brackets(TextTask):
     """Complete a pattern to a balanced string of round and square brackets."""
 
     id: ClassVar[str] = "brackets"
@@ -40,7 +40,7 @@ class Brackets(Task):
         given = reveal(rng, full, self.shown)
         return Instance(task=self.id, prompt=f"brackets {given}=", data=(given,), example=full)
 
-    def check(self, instance: Instance, answer: str) -> bool:
+    def valid(self, instance: Instance, answer: str) -> bool:
         if not matches(answer, instance.data[0]):
             return False
         stack: list[str] = []
@@ -113,7 +113,7 @@ def _random_balanced(rng: np.random.Generator, length: int) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ladder(Task):
+class Ladder(TextTask):
     """Fill the gaps so that the letters strictly increase."""
 
     id: ClassVar[str] = "ladder"
@@ -132,7 +132,7 @@ class Ladder(Task):
         given = reveal(rng, full, self.shown)
         return Instance(task=self.id, prompt=f"ladder {given}=", data=(given,), example=full)
 
-    def check(self, instance: Instance, answer: str) -> bool:
+    def valid(self, instance: Instance, answer: str) -> bool:
         if not matches(answer, instance.data[0]) or set(answer) - set(string.ascii_lowercase):
             return False
         return all(a < b for a, b in itertools.pairwise(answer))
@@ -152,7 +152,7 @@ class Ladder(Task):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sorting(Task):
+class Sorting(TextTask):
     """Sort digits; the answer is unique, so this is a control for the tasks above."""
 
     id: ClassVar[str] = "sort"
@@ -169,7 +169,7 @@ class Sorting(Task):
             task=self.id, prompt=f"sort {digits}=", data=(digits,), example=_sorted(digits)
         )
 
-    def check(self, instance: Instance, answer: str) -> bool:
+    def valid(self, instance: Instance, answer: str) -> bool:
         return answer == _sorted(instance.data[0])
 
     def solve(self, instance: Instance) -> str:
@@ -184,7 +184,7 @@ def _sorted(digits: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Permutation(Task):
+class Permutation(TextTask):
     """Fill the gaps so that every digit from 1 to n stands exactly once."""
 
     id: ClassVar[str] = "permutation"
@@ -202,7 +202,7 @@ class Permutation(Task):
         given = reveal(rng, full, self.shown)
         return Instance(task=self.id, prompt=f"permutation {given}=", data=(given,), example=full)
 
-    def check(self, instance: Instance, answer: str) -> bool:
+    def valid(self, instance: Instance, answer: str) -> bool:
         (given,) = instance.data
         every = "".join(str(k + 1) for k in range(len(given)))
         return matches(answer, given) and _sorted(answer) == every

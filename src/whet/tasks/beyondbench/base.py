@@ -1,0 +1,114 @@
+"""What the tasks of BeyondBench share: difficulty, variations, modes and answer markers.
+
+BeyondBench, arXiv 2509.24210. A task has variations (kinds of problem) and sizes (difficulty).
+`faithful` draws as the paper's code does, without its defects; `wide` draws from spaces so large
+that no problem was ever published.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from whet.errors import OptionError, nearest
+from whet.tasks.base import Instance, Task
+
+Level = Literal["easy", "medium", "hard"]
+Drawing = Literal["faithful", "wide"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BeyondTask(Task):
+    """A task of the suite. variation: one of `variations`, the first by default where there are
+    several. size: difficulty, None = the smallest of the default sizes. mode: see the module.
+    """
+
+    level: ClassVar[Level]
+    variation: str = ""
+    size: int | None = None
+    mode: Drawing = "faithful"
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("faithful", "wide"):
+            raise OptionError(f"task {self.id!r}: mode={self.mode!r} is not faithful or wide")
+        if not self.variation and self.variations:
+            object.__setattr__(self, "variation", self.variations[0])
+        if self.variation and self.variation not in self.variations:
+            raise OptionError(
+                f"task {self.id!r} has no variation {self.variation!r}: "
+                f"{nearest(self.variation, self.variations)}"
+            )
+        allowed = self.allowed_sizes(self.variation, self.mode)
+        if self.size is None:
+            object.__setattr__(self, "size", self.default_sizes(self.variation, self.mode)[0])
+        elif self.size not in allowed:
+            raise OptionError(
+                f"task {self.label!r}: size={self.size} is impossible, it must be "
+                f"{_in_words(allowed)}"
+            )
+
+    @property
+    def label(self) -> str:
+        """The task with its variation, as shown in tables."""
+        return f"{self.id}/{self.variation}" if self.variation else self.id
+
+    def empty_because(self) -> str:
+        """Why this cell has no problem at all ("" where it has some): the paper's filter."""
+        return ""
+
+    @classmethod
+    @abstractmethod
+    def allowed_sizes(cls, variation: str, mode: Drawing) -> Sequence[int]:
+        """Every possible size of a variation, ascending (a range where there are many)."""
+
+    @classmethod
+    def default_sizes(cls, variation: str, mode: Drawing) -> Sequence[int]:
+        """Sizes used where none is asked for: by default the smallest possible."""
+        return cls.allowed_sizes(variation, mode)[:1]
+
+    @classmethod
+    def cells(cls, settings: Mapping[str, Any], sizes: Sequence[int] = ()) -> list[Task]:
+        """See `Task.cells`. A variation with one possible size keeps it whatever is asked for."""
+        given = dict(settings)
+        if "size" in given:
+            found = [int(given.pop("size"))] if str(given["size"]).isdigit() else None
+            if found is None:
+                raise OptionError(f"task {cls.id!r}: size={given['size']!r} must be a whole number")
+        else:
+            found = None
+        mode = given.get("mode", "faithful")
+        variations = [given.pop("variation")] if "variation" in given else cls.variations or ("",)
+        out: list[Task] = []
+        for variation in variations:
+            probe = super().cells({**given, "variation": variation})[0]
+            if found is not None:
+                chosen: Sequence[int] = found
+            else:
+                allowed = cls.allowed_sizes(probe.variation, mode)  # type: ignore[attr-defined]
+                chosen = cls.default_sizes(probe.variation, mode)  # type: ignore[attr-defined]
+                if sizes and len(allowed) > 1:
+                    chosen = [s for s in sizes if s in allowed]
+            for size in chosen:
+                out.extend(super().cells({**given, "variation": variation, "size": size}))
+        return out
+
+    def instance(self, prompt: str, data: tuple[Any, ...], answer: Any) -> Instance:
+        """An Instance of this cell: `answer` is one valid answer. data: plain values only."""
+        return Instance(
+            task=self.id,
+            prompt=prompt,
+            data=data,
+            example=self.render(answer),
+            variation=self.variation,
+            size=self.size,
+            public=f"{self.label}:{self.size}:{json.dumps(data, separators=(',', ':'))}",
+        )
+
+
+def _in_words(sizes: Sequence[int]) -> str:
+    if len(sizes) > 2 and list(sizes) == list(range(sizes[0], sizes[-1] + 1)):
+        return f"from {sizes[0]} to {sizes[-1]}"
+    return " or ".join(map(str, sizes))

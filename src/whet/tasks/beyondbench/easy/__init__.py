@@ -1,0 +1,1 @@
+"""The easy suite of BeyondBench: 29 tasks."""

@@ -1,0 +1,1 @@
+"""The hard suite of BeyondBench: 10 tasks."""

@@ -1,0 +1,1 @@
+"""The medium suite of BeyondBench: 5 tasks."""
