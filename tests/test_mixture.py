@@ -103,10 +103,10 @@ def test_a_response_longer_than_the_canvas_is_an_error():
 
 
 def test_training_never_draws_validation_or_test_prompts():
-    from whet.dlm.masked import _draw
+    from whet.zoo.training import draw_pair
 
     task = get_task("queens")
-    drawn = {_draw(task, rng.keyed(0, "d", i))[0] for i in range(1500)}
+    drawn = {draw_pair(task, rng.keyed(0, "d", i))[0] for i in range(1500)}
     assert {split_of(prompt) for prompt in drawn} == {"train"}
     everything = {task.generate(rng.keyed(0, "d", i)).prompt for i in range(1500)}
     assert {split_of(prompt) for prompt in everything} == {"train", "validation", "test"}

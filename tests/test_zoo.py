@@ -7,10 +7,10 @@ from safetensors import safe_open
 import whet
 from whet import zoo
 from whet.dlm.low_confidence import LowConfidence
-from whet.dlm.masked import MaskedRecipe
 from whet.dlm.texts import generate_texts
 from whet.evaluate import accuracy_rows, draw_problems, judge_texts
 from whet.tasks import expand
+from whet.zoo.training import TaskRecipe
 
 
 @pytest.mark.parametrize("name", zoo.names())
@@ -24,7 +24,7 @@ def test_weights_are_small_and_float16(name):
 def test_the_zoo_is_what_it_should_be():
     assert zoo.names() == ["tiny-dlm", "tiny-dream"]
     for name in zoo.names():
-        MaskedRecipe.read(zoo.recipes()[name])
+        TaskRecipe.read(zoo.recipes()[name])
 
 
 @pytest.mark.parametrize("name", zoo.names())

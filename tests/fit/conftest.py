@@ -16,7 +16,7 @@ RECIPE = {
         "max_sequence_length": 64,
     },
     "data": {
-        "tasks": {"sort:length=4": 1.0, "permutation:size=4": 2.0},
+        "tasks": {"sort:length=4": 1.0, "permutation:size=6": 2.0},
         "gen_lengths": {6: 0.5, 8: 0.5},
         "batch_size": 16,
         "groups": 2,
@@ -49,9 +49,10 @@ def recipe():
 @pytest.fixture
 def training(recipe):
     """A function that makes a fresh training object, as a new process would."""
-    from whet.dlm.masked import MaskedRecipe, MaskedTraining
+    from whet.dlm.masked import MaskedTraining
+    from whet.zoo.training import TaskRecipe
 
     def make(**changes):
-        return MaskedTraining(MaskedRecipe.model_validate(recipe(**changes)))
+        return MaskedTraining(TaskRecipe.model_validate(recipe(**changes)))
 
     return make

@@ -3,8 +3,9 @@ import json
 import pytest
 import yaml
 
-from whet.dlm.masked import MaskedRecipe, MaskedTraining
+from whet.dlm.masked import MaskedTraining
 from whet.errors import InputError, OptionError
+from whet.zoo.training import TaskRecipe
 
 
 def refused(tmp_path, text):
@@ -14,7 +15,7 @@ def refused(tmp_path, text):
     else:
         path.write_text(text if isinstance(text, str) else yaml.safe_dump(text))
     with pytest.raises(InputError) as caught:
-        MaskedRecipe.read(path)
+        TaskRecipe.read(path, method="masked")
     message = str(caught.value)
     assert str(path) in message
     assert "\n" not in message
@@ -24,10 +25,10 @@ def refused(tmp_path, text):
 def test_a_recipe_is_read(tmp_path, recipe):
     path = tmp_path / "r.yaml"
     path.write_text(yaml.safe_dump(recipe()))
-    made = MaskedRecipe.read(path)
+    made = TaskRecipe.read(path)
     assert made.data.gen_lengths == {6: 0.5, 8: 0.5}
     assert made.fit.beta2 == 0.98
-    assert MaskedRecipe.model_validate(json.loads(made.model_dump_json())) == made
+    assert TaskRecipe.model_validate(json.loads(made.model_dump_json())) == made
 
 
 def test_the_shipped_recipes_are_valid():
@@ -36,7 +37,7 @@ def test_the_shipped_recipes_are_valid():
     known = recipes()
     assert known
     for name, path in known.items():
-        training = MaskedTraining(MaskedRecipe.read(path))
+        training = MaskedTraining(TaskRecipe.read(path))
         assert sum(p.numel() for p in training.model.parameters()) < 2e6, name
         longest = max(training.recipe.data.gen_lengths)
         assert longest + 40 <= training.denoiser.context_length
@@ -113,7 +114,7 @@ def test_yaml_that_is_no_mapping(tmp_path, text):
 def test_a_missing_file_or_section(tmp_path, recipe):
     for path in (tmp_path / "no.yaml", tmp_path):
         with pytest.raises(InputError, match=f"cannot read recipe {path}: "):
-            MaskedRecipe.read(path)
+            TaskRecipe.read(path)
     raw = recipe()
     del raw["fit"]
     assert refused(tmp_path, raw).startswith("fit: ")
@@ -123,7 +124,7 @@ def test_a_missing_file_or_section(tmp_path, recipe):
 
 
 def test_a_vocabulary_that_is_too_small(recipe):
-    made = MaskedRecipe.model_validate(recipe(model__vocab_size=90))
+    made = TaskRecipe.model_validate(recipe(model__vocab_size=90))
     with pytest.raises(OptionError, match="vocab_size must be at least the tokenizer's 10"):
         MaskedTraining(made)
 

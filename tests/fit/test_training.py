@@ -62,19 +62,20 @@ def test_the_loss_falls(training, tmp_path):
 
 
 def test_dream_trains_through_the_same_adapter(training, tmp_path, recipe):
-    from whet.dlm.masked import MaskedRecipe, MaskedTraining
+    from whet.dlm.masked import MaskedTraining
+    from whet.zoo.training import TaskRecipe
 
     raw = recipe(fit__steps=30, fit__learning_rate=0.02, fit__log_every=1)
     raw["model"] = {"model_type": "Dream", "hidden_size": 32, "num_attention_heads": 2}
     raw["model"] |= {"num_key_value_heads": 1, "num_hidden_layers": 1, "intermediate_size": 64}
     raw["model"] |= {"vocab_size": 104, "tie_word_embeddings": True}
-    made = MaskedTraining(MaskedRecipe.model_validate(raw))
+    made = MaskedTraining(TaskRecipe.model_validate(raw))
     assert made.denoiser.traits.shift
     run(made, tmp_path)
     losses = [m["loss"] for m in metrics(tmp_path)]
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
     # A tied head shares memory; the checkpoint holds it all the same.
-    again = MaskedTraining(MaskedRecipe.model_validate(raw))
+    again = MaskedTraining(TaskRecipe.model_validate(raw))
     run(again, tmp_path)
     assert equal(state(again), state(made))
 
@@ -117,9 +118,9 @@ def test_a_run_resumed_in_another_process_is_bit_equal(training, recipe, tmp_pat
     code = (
         "import sys, json; from pathlib import Path\n"
         "import torch; torch.set_num_threads(1)\n"
-        "from whet.dlm.masked import MaskedRecipe, MaskedTraining\n"
+        "from whet.dlm.masked import MaskedTraining\nfrom whet.zoo.training import TaskRecipe\n"
         "from whet.fit import fit\n"
-        "t = MaskedTraining(MaskedRecipe.read(Path(sys.argv[1])))\n"
+        "t = MaskedTraining(TaskRecipe.read(Path(sys.argv[1])))\n"
         "batch = t.batch\n"
         "def dying(k):\n"
         "    if k == 4: sys.exit(7)\n"

@@ -10,7 +10,7 @@ import pytest
 
 from whet import rng
 from whet.errors import InputError, OptionError
-from whet.tasks import SUITES, TASKS, expand, get_task, problems, split_of
+from whet.tasks import SUITES, expand, get_task, problems, split_of
 from whet.zoo.tokenizer import CHARACTERS
 
 # --- independent verification: prompt text in, truth out ---------------------------------------
@@ -102,6 +102,7 @@ COUNTABLE = {
     "permutation": ("permutation:size=4,shown=0.5", 4000),
     "sort": ("sort:length=3", 10000),
 }
+TASKS = {cls.id: cls for cls in SUITES["scratchpad"]}
 NAMES = sorted(TASKS)
 
 
@@ -277,7 +278,7 @@ def test_names_settings_and_suites():
         (["sudoko@scratchpad"], r"did you mean 'sudoku'\?"),
         (["sort:lenght=4"], r"task 'sort' has no option 'lenght': did you mean 'length'\?"),
         (["sort:length=four"], "task 'sort': length='four' must be a whole number"),
-        (["scratchpad:length=4"], "settings belong to one task"),
+        (["scratchpad:length=4"], "task .sudoku. has no option .length."),
         ([], "no task named"),
         ([""], "names nothing"),
     ],

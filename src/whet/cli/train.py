@@ -32,6 +32,7 @@ def train(
     from whet.cli._common import quiet_transformers
     from whet.errors import InputError, OptionError, nearest
     from whet.zoo import recipes
+    from whet.zoo.training import TaskRecipe
 
     quiet_transformers()
     training = catalogue.resolve(method, "train")
@@ -45,7 +46,7 @@ def train(
         import torch
 
         torch.set_num_threads(threads)
-    recipe = training.recipe_class.read(path)
+    recipe = TaskRecipe.read(path, method=training.method)
     folder = out or Path("runs") / path.stem
     training(recipe).run(folder)
     print(folder / "model")

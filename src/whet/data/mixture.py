@@ -40,9 +40,9 @@ class ResponseBatch:
 class ProblemMixture:
     """Batches by key: `batch(step)` depends on the seed, the step and nothing else.
 
-    weights: share of each source. gen_lengths: share of each canvas length; a batch has one
-    length. groups: rows are sorted by prompt length and cut into this many sub-batches, which
-    saves padding.
+    weights: share of each source. gen_lengths: share of each canvas length, of which a batch has
+    one; None makes a sub-batch as long as its longest response and an EOS. groups: rows are
+    sorted by length and cut into this many sub-batches, which saves padding.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class ProblemMixture:
         sources: Mapping[str, Source],
         *,
         weights: Mapping[str, float],
-        gen_lengths: Mapping[int, float],
+        gen_lengths: Mapping[int, float] | None,
         batch_size: int,
         groups: int,
         seed: int,
@@ -62,23 +62,26 @@ class ProblemMixture:
         self.names = list(weights)
         self.weights = np.array([weights[n] for n in self.names])
         self.weights = self.weights / self.weights.sum()
-        self.gen_lengths = list(gen_lengths)
-        self.gen_shares = np.array([gen_lengths[g] for g in self.gen_lengths])
-        self.gen_shares = self.gen_shares / self.gen_shares.sum()
+        self.gen_lengths = list(gen_lengths or ())
+        shares = np.array([gen_lengths[g] for g in self.gen_lengths] if gen_lengths else [])
+        self.gen_shares = shares / shares.sum()
         self.batch_size, self.groups = batch_size, groups
         self.eos, self.pad = eos_token_id, pad_token_id
 
     def batch(self, step: int) -> list[ResponseBatch]:
         """The sub-batches of one optimizer step."""
         rng = rng_.keyed(self.seed, "batch", step)
-        gen_length = int(rng.choice(self.gen_lengths, p=self.gen_shares))
+        gen_length = None
+        if self.gen_lengths:
+            gen_length = int(rng.choice(self.gen_lengths, p=self.gen_shares))
         picks = rng.choice(len(self.names), size=self.batch_size, p=self.weights)
         pairs = [self.sources[self.names[k]](rng) for k in picks.tolist()]
         prompts, responses = (
             self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
             for texts in zip(*pairs, strict=True)
         )
-        order = sorted(range(len(pairs)), key=lambda i: len(prompts[i]))
+        free = gen_length is None  # then rows of like length lie together
+        order = sorted(range(len(pairs)), key=lambda i: len(prompts[i]) + free * len(responses[i]))
         size = -(-len(order) // self.groups)
         return [
             self._collate([prompts[i] for i in part], [responses[i] for i in part], gen_length)
@@ -86,8 +89,9 @@ class ProblemMixture:
         ]
 
     def _collate(
-        self, prompts: Sequence[list[int]], responses: Sequence[list[int]], gen_length: int
+        self, prompts: Sequence[list[int]], responses: Sequence[list[int]], gen_length: int | None
     ) -> ResponseBatch:
+        gen_length = gen_length or 1 + max(map(len, responses))
         longest = max(map(len, prompts))
         rows, masks = [], []
         for prompt, response in zip(prompts, responses, strict=True):

@@ -82,6 +82,10 @@ class EvalModel(Protocol):
     def context_length(self) -> int:
         """Most tokens of prompt and text together."""
 
+    @property
+    def fixed_canvas(self) -> bool:
+        """Whether `max_new_tokens` is paid for in full, as by diffusion models."""
+
     def count_tokens(self, text: str) -> int:
         """Tokens of a text, by the model's own tokenizer where there is one."""
 

@@ -1,16 +1,27 @@
-"""Draw problems, judge answers, summarise. How answers are made is the caller's business."""
+"""Draw problems, judge answers. How answers are made is the caller's business."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 from whet.errors import OptionError
-from whet.measure.record import Metric
-from whet.measure.stats import wilson
+from whet.evaluate.model import Generation
 from whet.tasks import Instance, Split, Task, problems
+from whet.tasks.answers import answer_part
+from whet.tasks.base import size_of_space
+
+Bucket = Literal["correct", "wrong", "unparsed", "truncated", "failed", "skipped_budget"]
+BUCKETS: tuple[Bucket, ...] = (
+    "correct",
+    "wrong",
+    "unparsed",
+    "truncated",
+    "failed",
+    "skipped_budget",
+)
 
 
 @dataclass(frozen=True)
@@ -24,11 +35,29 @@ class Problem:
 
 @dataclass(frozen=True)
 class Outcome:
-    """An answer and whether it is valid."""
+    """An answer and what became of it.
+
+    bucket: what it counts as; everything but "correct" scores 0, and "skipped_budget" is left out
+    of every denominator. strict: valid, and in the form that the prompt asks for. extra: second
+    measures of a valid answer. tokens, forwards: what the model spent, where known.
+    """
 
     problem: Problem
     text: str
     correct: bool
+    bucket: Bucket = "wrong"
+    strict: bool = False
+    reason: str = ""
+    tokens: int | None = None
+    forwards: float | None = None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Problems, and sentences on cells that have fewer than asked for."""
+
+    problems: list[Problem]
+    notes: list[str]
 
 
 def draw_problems(
@@ -41,59 +70,95 @@ def draw_problems(
     if count < len(tasks):
         raise OptionError(f"n={count} is too few: {len(tasks)} tasks need at least one each")
     share, rest = divmod(count, len(tasks))
-    columns = []
-    for place, task in enumerate(tasks):
-        wanted = share + (place < rest)
-        drawn = problems(task, seed=seed, split=split, count=wanted)
-        columns.append([Problem(_name(task, p), task, p) for p in drawn])
-    return [c[i] for i in range(share + 1) for c in columns if i < len(c)]
+    wanted = [share + (place < rest) for place in range(len(tasks))]
+    return _interleave([_draw(t, n, seed, split) for t, n in zip(tasks, wanted, strict=True)])
+
+
+def draw_limited(tasks: Sequence[Task], limit: int, *, seed: int) -> Drawn:
+    """`limit` distinct test problems for every task id, spread evenly over its cells.
+
+    A cell with fewer problems gives all it has; that is noted.
+    Errors: OptionError for a limit below 1.
+    """
+    if limit < 1:
+        raise OptionError(f"limit={limit} must be at least 1")
+    cells: dict[str, list[Task]] = {}
+    for task in tasks:
+        cells.setdefault(task.id, []).append(task)
+    columns, notes = [], []
+    for name, group in cells.items():
+        share, rest = divmod(limit, len(group))
+        if not share:
+            notes.append(f"{name}: {limit} problems reach {rest} of its {len(group)} cells")
+        for place, task in enumerate(group):
+            wanted = share + (place < rest)
+            space = size_of_space(task)
+            if space is not None and space < wanted:
+                notes.append(f"{cell_name(task)} has {space} problems in all, {wanted} were asked")
+                wanted = space
+            columns.append(_draw(task, wanted, seed, "test"))
+    return Drawn(_interleave(columns), notes)
+
+
+def cell_name(task: Task) -> str:
+    """A task with its variation and size, as shown."""
+    size = getattr(task, "size", None) if task.cell else None
+    label = getattr(task, "label", task.id)
+    return f"{label}, size {size}" if size else str(label)
+
+
+def _draw(task: Task, count: int, seed: int, split: Split) -> list[Problem]:
+    drawn = problems(task, seed=seed, split=split, count=count)
+    return [Problem(_name(task, p), task, p) for p in drawn]
+
+
+def _interleave(columns: Sequence[Sequence[Problem]]) -> list[Problem]:
+    longest = max(map(len, columns), default=0)
+    return [c[i] for i in range(longest) for c in columns if i < len(c)]
 
 
 def _name(task: Task, instance: Instance) -> str:
-    """Of the prompt, so that records with other seeds pair only the problems they share."""
-    return f"{task.id}-{hashlib.blake2b(instance.prompt.encode(), digest_size=6).hexdigest()}"
+    """Of the problem itself, so that records with other seeds pair only those they share."""
+    return f"{task.id}-{hashlib.blake2b(instance.key.encode(), digest_size=6).hexdigest()}"
+
+
+def judge(problem: Problem, made: Generation) -> Outcome:
+    """What an answer counts as. Nothing that a text says about itself matters.
+
+    Thinking is cut off first. A text that was cut short counts only by an answer in the form that
+    was asked for: its last number may be an intermediate one.
+    """
+
+    def outcome(bucket: Bucket, strict: bool = False, reason: str = "") -> Outcome:
+        right = bucket == "correct"
+        used = (made.tokens, made.forwards)
+        return Outcome(problem, made.text, right, bucket, strict, reason, *used)
+
+    task, instance = problem.task, problem.instance
+    if made.finish == "failed":
+        return outcome("failed", reason=made.error)
+    text = answer_part(made.text)
+    if text is None:
+        return outcome("truncated", reason="the thinking does not end")
+    strict = task.parse(text, "strict")
+    if strict is None and made.finish == "length":
+        return outcome("truncated", reason="the text was cut off before an answer")
+    answer = strict if strict is not None else task.parse(text, "lenient")
+    if answer is None:
+        return outcome("unparsed", reason="no answer found")
+    verdict = task.check(instance, answer)
+    if verdict.ok:
+        return outcome("correct", strict is not None)
+    if strict is not None:  # a wrong marker may stand beside a right statement
+        loose = task.parse(text, "lenient")
+        if loose is not None and loose != strict and task.check(instance, loose).ok:
+            return outcome("correct", False)
+    return outcome("wrong", reason=verdict.reason)
 
 
 def judge_texts(asked: Sequence[Problem], texts: Iterable[str]) -> list[Outcome]:
-    """One outcome per problem."""
+    """One outcome per problem, for texts of which nothing else is known."""
     return [
-        Outcome(problem, text, problem.task.correct(problem.instance, text))
+        judge(problem, Generation(text=text, tokens=0))
         for problem, text in zip(asked, texts, strict=True)
     ]
-
-
-def accuracy_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """A row per task and a pooled one: n, correct, accuracy and its Wilson interval."""
-    by_task: dict[str, list[bool]] = {}
-    for outcome in outcomes:
-        by_task.setdefault(outcome.problem.task.id, []).append(outcome.correct)
-    groups = [*by_task.items()]
-    if len(groups) > 1:
-        groups.append(("pooled", [o.correct for o in outcomes]))
-    rows = []
-    for name, correct in groups:
-        n, right = len(correct), sum(correct)
-        low, high = wilson(right, n)
-        rows.append(
-            {
-                "task": name,
-                "n": n,
-                "correct": right,
-                "accuracy": right / n,
-                "low": low,
-                "high": high,
-            }
-        )
-    return rows
-
-
-def accuracy_metrics(rows: Sequence[dict[str, Any]]) -> dict[str, Metric]:
-    """The rows as metrics of a record: "accuracy" (pooled) and "accuracy/TASK"."""
-    metrics = {
-        "accuracy" if row["task"] == "pooled" else f"accuracy/{row['task']}": Metric(
-            value=row["accuracy"], ci=(row["low"], row["high"]), n=row["n"], unit="fraction"
-        )
-        for row in rows
-    }
-    metrics.setdefault("accuracy", next(iter(metrics.values())))
-    return metrics

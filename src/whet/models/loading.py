@@ -29,17 +29,30 @@ def load_checkpoint(
     """
     from transformers import AutoTokenizer
 
+    from whet.models.denoiser import TRAITS
     from whet.models.registry import register
 
     register()  # Dream's tokenizer class is found through it
     directory = resolve_directory(source)
     model_class, config = read_config(directory)
-    stored = verify_files(directory, model_class, config)
+    named = config.model_type in TRAITS  # elsewhere transformers may convert names when it loads
+    stored = verify_files(directory, model_class, config) if named else read_shards(directory)[1]
     if dtype == "auto" and torch.device(device).type == "cpu" and stored == torch.float16:
         dtype = torch.float32
-    model = model_class.from_pretrained(
-        directory, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False
-    )
+    try:
+        model, info = model_class.from_pretrained(
+            directory,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (RuntimeError, ValueError) as error:  # shapes that do not fit, an impossible size
+        raise CheckpointError(f"{directory}: {_one_line(error)[:300]}") from error
+    if info["missing_keys"]:
+        gone = sorted(info["missing_keys"])
+        raise CheckpointError(f"{directory}: {_count(gone, 'tensor')} missing: {_some(gone)}")
     for name, tensor in model.state_dict().items():
         if not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"{directory}: tensor {name} holds NaN or infinite values")
@@ -79,7 +92,7 @@ def read_config(directory: Path) -> tuple[Any, Any]:
     """Class and configuration for a checkpoint directory; `auto_map` is ignored."""
     from huggingface_hub.errors import StrictDataclassError
 
-    from whet.models.registry import loadable_classes
+    from whet.models.registry import loadable_class, loadable_types
 
     path = directory / "config.json"
     if not path.is_file():
@@ -89,17 +102,22 @@ def read_config(directory: Path) -> tuple[Any, Any]:
         model_type = str(raw["model_type"])
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: not a model configuration ({error!r})") from error
-    classes = loadable_classes()
-    if model_type not in classes:
+    known = loadable_types()
+    if model_type not in known:
         raise CheckpointError(
-            f"{path}: model_type {model_type!r} is not supported: {nearest(model_type, classes)}"
+            f"{path}: model_type {model_type!r} is not supported: {_nearest(model_type, known)}"
         )
     raw.pop("auto_map", None)
-    config_class, model_class = classes[model_type]
+    config_class, model_class = loadable_class(model_type)
     try:
         return model_class, config_class.from_dict(raw)
     except (CheckpointError, StrictDataclassError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: {_one_line(error)}") from error
+
+
+def _nearest(model_type: str, known: list[str]) -> str:
+    clause = nearest(model_type, known)
+    return clause if len(clause) < 200 else "no masked or autoregressive language model has it"
 
 
 def verify_files(directory: Path, model_class: Any, config: Any) -> torch.dtype:
@@ -108,20 +126,7 @@ def verify_files(directory: Path, model_class: Any, config: Any) -> torch.dtype:
     Errors: CheckpointError for pickles, missing or truncated shards, missing, extra or
     mis-shaped tensors.
     """
-    shards = _shards(directory)
-    found: dict[str, tuple[int, ...]] = {}
-    dtypes: set[torch.dtype] = set()
-    for shard in shards:
-        try:
-            with safe_open(shard, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 - not a mapping
-                    view = file.get_slice(name)
-                    found[name] = tuple(view.get_shape())
-                    dtypes.add(_DTYPES.get(view.get_dtype(), torch.float32))
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{shard}: damaged or truncated safetensors file ({_first_line(error)})"
-            ) from error
+    found, stored = read_shards(directory)
     try:
         with torch.device("meta"):
             model = model_class(config)
@@ -144,7 +149,28 @@ def verify_files(directory: Path, model_class: Any, config: Any) -> torch.dtype:
             f"{directory}: tensor {first} has shape {found[first]}, "
             f"the configuration asks for {wanted[first]}"
         )
-    return dtypes.pop() if len(dtypes) == 1 else torch.float32
+    return stored
+
+
+def read_shards(directory: Path) -> tuple[dict[str, tuple[int, ...]], torch.dtype]:
+    """Names and shapes of all tensors in the files, and the stored dtype.
+
+    Errors: CheckpointError for pickles, missing or truncated shards.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    dtypes: set[torch.dtype] = set()
+    for shard in _shards(directory):
+        try:
+            with safe_open(shard, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - not a mapping
+                    view = file.get_slice(name)
+                    found[name] = tuple(view.get_shape())
+                    dtypes.add(_DTYPES.get(view.get_dtype(), torch.float32))
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{shard}: damaged or truncated safetensors file ({_first_line(error)})"
+            ) from error
+    return found, dtypes.pop() if len(dtypes) == 1 else torch.float32
 
 
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}

@@ -23,12 +23,42 @@ def model_classes() -> dict[str, tuple[Any, Any]]:
 
 
 @functools.cache
-def loadable_classes() -> dict[str, tuple[Any, Any]]:
-    """What `whet.load` reads: whet's own classes, and those that transformers has itself."""
-    from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
+def trainable_classes() -> dict[str, tuple[Any, Any]]:
+    """What recipes may name: whet's own classes, and the Llama of transformers."""
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    gemma = (DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion)
-    return {**model_classes(), "diffusion_gemma": gemma}
+    return {**model_classes(), "llama": (LlamaConfig, LlamaForCausalLM)}
+
+
+def loadable_types() -> list[str]:
+    """Every model_type that `whet.load` reads."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *model_classes(), "diffusion_gemma"})
+
+
+def loadable_class(model_type: str) -> tuple[Any, Any]:
+    """(configuration class, model class) of one of `loadable_types`.
+
+    Whet's own, DiffusionGemma, else transformers' autoregressive language model of that type.
+    """
+    if model_type in model_classes():
+        return model_classes()[model_type]
+    if model_type == "diffusion_gemma":
+        from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
+
+        return DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
+
+    config_class = CONFIG_MAPPING[model_type]
+    return config_class, MODEL_FOR_CAUSAL_LM_MAPPING[config_class]
+
+
+def is_autoregressive(model: Any) -> bool:
+    """Whether a model writes left to right (it is none of the masked or diffusion LMs)."""
+    from whet.models.denoiser import TRAITS
+
+    return model.config.model_type not in TRAITS
 
 
 @functools.cache

@@ -64,13 +64,17 @@ class Instance:
 class Task(ABC):
     """A family of generated problems. Subclasses are frozen dataclasses: fields are settings.
 
-    variations: names of the kinds of problem it has, where it has several.
+    variations: names of the kinds of problem it has, where it has several. reasoning_allowance:
+    tokens of working that a model is expected to need, as a multiple of those of the answer.
+    separator: what stands between prompt and answer in solved examples.
     """
 
     id: ClassVar[str]
     summary: ClassVar[str]
     many_answers: ClassVar[bool]
     variations: ClassVar[tuple[str, ...]] = ()
+    reasoning_allowance: ClassVar[float] = 0.0
+    separator: ClassVar[str] = ""
 
     @abstractmethod
     def generate(self, rng: np.random.Generator) -> Instance:
@@ -87,6 +91,11 @@ class Task(ABC):
     @abstractmethod
     def log10_space(self) -> float:
         """log10 of the number of distinct problems (an estimate where counting is hard)."""
+
+    @property
+    def cell(self) -> tuple[str | int, ...]:
+        """What beside the id names the streams of problems of these settings."""
+        return ()
 
     @classmethod
     def cells(cls, settings: Mapping[str, Any], sizes: Sequence[int] = ()) -> list[Task]:
@@ -137,12 +146,21 @@ def evaluation_only(task: Task) -> bool:
     return task.log10_space() < EVALUATION_ONLY
 
 
+def size_of_space(task: Task) -> int | None:
+    """How many problems a task has, where they can be listed; None elsewhere."""
+    if not evaluation_only(task):
+        return None
+    listed = task.all_instances()
+    return None if listed is None else len({instance.key for instance in listed})
+
+
 def problems(
     task: Task, *, seed: int, split: Split, count: int | None = None, distinct: bool = True
 ) -> Iterator[Instance]:
     """Problems of one split, the i-th from the key (seed, task, i); endless if `count` is None.
 
-    A task with fewer than 1,000 problems is for evaluation only: all of them are test problems.
+    A task with fewer than 1,000 problems is for evaluation only: all of them are test problems,
+    listed in an order drawn from the seed where the task can list them.
     Errors: InputError where the task runs out of distinct problems, or another split than test
     is asked of a task that is for evaluation only.
     """
@@ -152,7 +170,11 @@ def problems(
             f"task {task.id!r} has {10 ** task.log10_space():.0f} problems in these settings, "
             "under 1,000: it is for evaluation only"
         )
-    name = (task.id, *cell_of(task))
+    name = (task.id, *task.cell)
+    listed = task.all_instances() if small and distinct else None
+    if listed is not None:
+        yield from _shuffled(list(listed), task, seed, count)
+        return
     seen: set[str] = set()
     index = made = misses = 0
     while count is None or made < count:
@@ -174,7 +196,14 @@ def problems(
         yield instance
 
 
-def cell_of(task: Task) -> tuple[str | int, ...]:
-    """Variation, size and mode of a task, where it has them: part of every key."""
-    found = (getattr(task, name, None) for name in ("variation", "size", "mode"))
-    return tuple(value for value in found if value not in (None, ""))
+def _shuffled(
+    instances: list[Instance], task: Task, seed: int, count: int | None
+) -> Iterator[Instance]:
+    unique = list({instance.key: instance for instance in instances}.values())
+    if count is not None and count > len(unique):
+        raise InputError(
+            f"task {task.id!r} ran out of distinct test problems after {len(unique)}: "
+            "ask for fewer or widen its settings"
+        )
+    order = rng_.keyed(seed, "order", task.id, *task.cell).permutation(len(unique))
+    yield from (unique[i] for i in order[:count].tolist())

@@ -1,13 +1,20 @@
-"""Tasks by name: `sudoku`, `sudoku:min_blanks=10`, or a suite such as `scratchpad`."""
+"""Tasks by name: `sudoku`, `sudoku:min_blanks=10`, or a suite such as `beyondbench:easy`.
+
+A suite may carry settings that all its tasks have: `beyondbench:hard:mode=wide`. Tasks with
+several variations or sizes stand for all of them unless one is named.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 from whet.errors import OptionError, nearest
-from whet.spec import Spec, build
+from whet.spec import Spec
 from whet.tasks import scratchpad
 from whet.tasks.base import Task
+from whet.tasks.beyondbench import easy, hard, medium
+from whet.tasks.beyondbench.base import BeyondTask
 
 SUITES: dict[str, tuple[type[Task], ...]] = {
     "scratchpad": (
@@ -18,9 +25,21 @@ SUITES: dict[str, tuple[type[Task], ...]] = {
         scratchpad.Colouring,
         scratchpad.Permutation,
         scratchpad.Sorting,
-    )
+    ),
+    "beyondbench:easy": easy.TASKS,
+    "beyondbench:medium": medium.TASKS,
+    "beyondbench:hard": hard.TASKS,
+    "beyondbench": (*easy.TASKS, *medium.TASKS, *hard.TASKS),
 }
 TASKS: dict[str, type[Task]] = {cls.id: cls for suite in SUITES.values() for cls in suite}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Tasks with all their settings, and sentences on what was left out and why."""
+
+    tasks: list[Task]
+    notes: list[str] = field(default_factory=list)
 
 
 def get_task(name: str) -> Task:
@@ -28,33 +47,102 @@ def get_task(name: str) -> Task:
 
     Errors: OptionError for an unknown task, suite or setting, with the nearest match.
     """
-    found = expand([name])
-    if len(found) != 1:
-        raise OptionError(f"{name!r} is a suite of {len(found)} tasks: name one of them")
+    if name in SUITES:
+        raise OptionError(f"{name!r} is a suite of {len(SUITES[name])} tasks: name one of them")
+    spec = Spec.parse(name)
+    cls = _class_of(spec, name)
+    found = cls.cells(spec.settings)
+    if len(found) > 1 and not spec.settings:
+        return cls()
     return found[0]
 
 
 def expand(names: Iterable[str]) -> list[Task]:
     """Tasks of a list of names in which a suite stands for all its tasks.
 
-    Errors: OptionError for unknown names, an empty list or settings given to a whole suite.
+    Errors: OptionError for unknown names, an empty list or settings that a task does not have.
     """
+    return select(names).tasks
+
+
+def select(names: Iterable[str], *, sizes: Sequence[int] = ()) -> Selection:
+    """Every cell (task, variation, size) of a list of names, in their order.
+
+    sizes: sizes to use instead of each task's default ones. In a suite, tasks for which one is
+    impossible go without it, and cells that have no problem at all are left out; both are noted.
+    Errors: OptionError as in `expand`; also where a task that is named itself cannot have one of
+    the sizes, or nothing is left.
+    """
+    for size in sizes:
+        if size < 1:
+            raise OptionError(f"sizes: {size} is impossible, a size is at least 1")
     tasks: list[Task] = []
-    for text in names:
-        spec = Spec.parse(text)
-        if spec.name in SUITES:
-            if spec.settings:
-                raise OptionError(f"{text!r}: settings belong to one task, not to a suite")
-            tasks.extend(cls() for cls in SUITES[spec.name])
-            continue
-        pool = TASKS
-        if spec.suite is not None:
-            if spec.suite not in SUITES:
-                raise OptionError(f"unknown suite {spec.suite!r}: {nearest(spec.suite, SUITES)}")
-            pool = {cls.id: cls for cls in SUITES[spec.suite]}
-        if spec.name not in pool:
-            raise OptionError(f"unknown task {spec.name!r}: {nearest(spec.name, [*pool, *SUITES])}")
-        tasks.append(build(pool[spec.name], dict(spec.settings), of=f"task {spec.name!r}"))
+    notes: list[str] = []
+    for text in map(_plain, names):
+        suite = _suite_of(text)
+        spec = Spec.parse(text if suite is None else f"suite{text.removeprefix(suite)}")
+        classes = (_class_of(spec, text),) if suite is None else SUITES[suite]
+        for cls in classes:
+            made = cls.cells(spec.settings, sizes)
+            notes += _impossible(cls, spec, sizes, made, named=suite is None)
+            for task in made:
+                why = task.empty_because() if isinstance(task, BeyondTask) else ""
+                if why:
+                    notes.append(f"{task.label}, size {task.size}: {why}")  # type: ignore[attr-defined]
+                else:
+                    tasks.append(task)
     if not tasks:
-        raise OptionError(f"no task named: known are {', '.join([*SUITES, *TASKS])}")
-    return tasks
+        raise OptionError("; ".join(notes) or f"no task named: known are {_known()}")
+    return Selection(tasks, notes)
+
+
+def _impossible(
+    cls: type[Task], spec: Spec, sizes: Sequence[int], made: Sequence[Task], *, named: bool
+) -> list[str]:
+    """What became of the sizes asked for. Errors: OptionError for a task named itself."""
+    if not sizes or not issubclass(cls, BeyondTask) or "size" in spec.settings:
+        return []
+    mode = spec.settings.get("mode", "faithful")
+    possible = {s for v in cls.variations or ("",) for s in cls.allowed_sizes(v, mode)}  # type: ignore[arg-type]
+    gone = [str(s) for s in sizes if s not in possible]
+    fixed = all(len(cls.allowed_sizes(v, mode)) == 1 for v in cls.variations or ("",))  # type: ignore[arg-type]
+    if fixed or not gone:
+        return []
+    span = f"they go from {min(possible)} to {max(possible)}"
+    text = f"{cls.id}: sizes {', '.join(gone)} are impossible, {span}"
+    if named:
+        raise OptionError(text)
+    return [text if made else f"{text}: left out"]
+
+
+def _suite_of(text: str) -> str | None:
+    """The suite that a text names, alone or with settings; the longest name that fits."""
+    fitting = [s for s in SUITES if text == s or (text.startswith(f"{s}:") and "=" in text)]
+    return max(fitting, key=len, default=None)
+
+
+def _plain(text: str) -> str:
+    """`beyondbench:sum` is the task `sum`; other names are as they are."""
+    suite, _, rest = text.partition(":")
+    head = rest.partition(":")[0]
+    if suite != "beyondbench" or not head or "=" in head or f"{suite}:{head}" in SUITES:
+        return text
+    if head not in {cls.id for cls in SUITES[suite]}:
+        known = [*SUITES, *(f"{suite}:{cls.id}" for cls in SUITES[suite])]
+        raise OptionError(f"unknown suite {text!r}: {nearest(f'{suite}:{head}', known)}")
+    return rest
+
+
+def _class_of(spec: Spec, text: str) -> type[Task]:
+    pool = TASKS
+    if spec.suite is not None:
+        if spec.suite not in SUITES:
+            raise OptionError(f"unknown suite {spec.suite!r}: {nearest(spec.suite, SUITES)}")
+        pool = {cls.id: cls for cls in SUITES[spec.suite]}
+    if spec.name not in pool:
+        raise OptionError(f"unknown task {spec.name!r}: {nearest(spec.name, [*pool, *SUITES])}")
+    return pool[spec.name]
+
+
+def _known() -> str:
+    return ", ".join([*SUITES, *(cls.id for cls in SUITES["scratchpad"])])

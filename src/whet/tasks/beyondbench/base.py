@@ -27,6 +27,8 @@ class BeyondTask(Task):
     """
 
     level: ClassVar[Level]
+    reasoning_allowance: ClassVar[float] = 4.0
+    separator: ClassVar[str] = "\n"
     variation: str = ""
     size: int | None = None
     mode: Drawing = "faithful"
@@ -54,6 +56,11 @@ class BeyondTask(Task):
     def label(self) -> str:
         """The task with its variation, as shown in tables."""
         return f"{self.id}/{self.variation}" if self.variation else self.id
+
+    @property
+    def cell(self) -> tuple[str | int, ...]:
+        """See `Task.cell`."""
+        return (self.mode, self.variation, self.size or 0)
 
     def empty_because(self) -> str:
         """Why this cell has no problem at all ("" where it has some): the paper's filter."""

@@ -1,0 +1,1 @@
+"""Autoregressive language models: training and, in time, faster decoding."""

@@ -1,0 +1,248 @@
+"""One model over many problems: token budget, solved examples, and a log to resume from.
+
+Every answer goes to the log as it is made. The same command reads it back, asks only for what is
+missing, and gives what an uninterrupted run would have given; the log can also be judged again
+without any model.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from whet._io import check_writable
+from whet.errors import InputError, OptionError
+from whet.evaluate.model import EvalModel, Generation, GenerationRequest
+from whet.evaluate.runner import Outcome, Problem, judge
+from whet.tasks import evaluation_only, problems
+
+_FORMAT = "whet-answers-1"
+_CANVAS_STEP = 16
+_OPEN_ENDED = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How many tokens an answer may take.
+
+    max_new_tokens: None gives diffusion models the longest expected answer of the task (in steps
+    of 16) and others up to 1,024. reasoning: working expected before the answer, as a multiple of
+    its tokens; None takes the task's own. temperature: 0 takes the most likely token.
+    """
+
+    max_new_tokens: int | None = None
+    reasoning: float | None = None
+    temperature: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise OptionError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
+        if self.reasoning is not None and not 0 <= self.reasoning < math.inf:
+            raise OptionError(f"reasoning={self.reasoning} must be at least 0")
+        if not 0 <= self.temperature < math.inf:
+            raise OptionError(f"temperature={self.temperature} must be at least 0")
+
+    def expected(self, model: EvalModel, problem: Problem) -> int:
+        """Tokens expected of an answer: those of a valid one and the working before it."""
+        task = problem.task
+        reasoning = task.reasoning_allowance if self.reasoning is None else self.reasoning
+        answer = model.count_tokens(problem.instance.example)
+        return max(1, math.ceil(answer * (1 + reasoning)))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to ask of a model. requests: problem index -> request. skipped: index -> reason."""
+
+    requests: dict[int, GenerationRequest]
+    skipped: dict[int, str]
+
+
+def plan(
+    model: EvalModel,
+    asked: Sequence[Problem],
+    *,
+    budget: Budget,
+    prompts: Sequence[str] | None = None,
+    stop: Sequence[tuple[str, ...]] | None = None,
+) -> Plan:
+    """Which problems fit the model's context and the budget, and with how many tokens each."""
+    texts = list(prompts) if prompts is not None else [p.instance.prompt for p in asked]
+    room = [model.context_length - model.count_tokens(text) for text in texts]
+    need = [budget.expected(model, p) for p in asked]
+    canvas: dict[str, int] = {}
+    for problem, left, tokens in zip(asked, room, need, strict=True):
+        if tokens <= left:
+            canvas[problem.task.id] = max(canvas.get(problem.task.id, 1), tokens)
+    requests, skipped = {}, {}
+    for index, problem in enumerate(asked):
+        limit = budget.max_new_tokens
+        if limit is None:
+            if model.fixed_canvas:
+                limit = canvas.get(problem.task.id, 1)
+                limit = min(-(-limit // _CANVAS_STEP) * _CANVAS_STEP, room[index])
+            else:
+                limit = min(_OPEN_ENDED, room[index])
+        if need[index] > room[index]:
+            skipped[index] = f"{need[index]} tokens are expected, the context leaves {room[index]}"
+        elif need[index] > limit:
+            skipped[index] = f"{need[index]} tokens are expected, the budget is {limit}"
+        else:
+            requests[index] = GenerationRequest(
+                prompt=texts[index],
+                max_new_tokens=min(limit, room[index]),
+                stop=stop[index] if stop is not None else (),
+                temperature=budget.temperature,
+                request=index,
+            )
+    return Plan(requests, skipped)
+
+
+def with_examples(asked: Sequence[Problem], shots: int, *, seed: int) -> list[str]:
+    """Prompts with `shots` solved problems before them, drawn from the training split.
+
+    Errors: InputError for a task whose problems are all for evaluation.
+    """
+    if shots < 0:
+        raise OptionError(f"shots={shots} must be at least 0")
+    if not shots:
+        return [p.instance.prompt for p in asked]
+    heads: dict[tuple[Any, ...], str] = {}
+    for problem in asked:
+        task = problem.task
+        key = (task.id, *task.cell)
+        if key not in heads:
+            if evaluation_only(task):
+                raise InputError(
+                    f"shots={shots}: task {task.id!r} has too few problems to show some solved"
+                )
+            solved = problems(task, seed=seed, split="train", count=shots)
+            heads[key] = "".join(f"{i.prompt}{task.separator}{i.example}\n\n" for i in solved)
+    return [
+        f"{heads[(p.task.id, *p.task.cell)]}{p.instance.prompt}{p.task.separator}" for p in asked
+    ]
+
+
+def run_model(
+    model: EvalModel,
+    asked: Sequence[Problem],
+    *,
+    plan: Plan,
+    log: AnswerLog | None = None,
+    on_done: Callable[[int], None] = lambda done: None,
+) -> list[Outcome]:
+    """Outcomes of all problems in their order; answers that the log already holds are not asked.
+
+    Errors: those of the model; what was answered until then is in the log.
+    """
+    found: dict[int, Generation] = {}
+    if log is not None:
+        index_of = {p.id: i for i, p in enumerate(asked)}
+        found = {index_of[name]: made for name, made in log.answers.items() if name in index_of}
+    open_ = [i for i in plan.requests if i not in found]
+    on_done(len(found))
+    for place, made in model.generate([plan.requests[i] for i in open_]):
+        index = open_[place]
+        found[index] = made
+        if log is not None:
+            log.add(asked[index], plan.requests[index].prompt, made)
+        on_done(len(found))
+    outcomes = []
+    for index, problem in enumerate(asked):
+        if index in plan.skipped:
+            why = plan.skipped[index]
+            outcomes.append(Outcome(problem, "", False, "skipped_budget", False, why))
+        else:
+            outcomes.append(judge(problem, found[index]))
+    return outcomes
+
+
+@dataclass
+class AnswerLog:
+    """Answers in a JSONL file: a line that says whose they are, then one line each.
+
+    identity: all that an answer depends on; a log with another one is refused.
+    """
+
+    path: Path
+    identity: Mapping[str, Any]
+    answers: dict[str, Generation] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, path: Path, identity: Mapping[str, Any]) -> AnswerLog:
+        """Begin a log or go on with one; a half-written last line is dropped.
+
+        Errors: InputError where the file is something else, belongs to other settings, or cannot
+        be written.
+        """
+        check_writable(path.parent)
+        log = cls(path, identity)
+        if path.exists():
+            header, answers, size = _read(path)
+            if header != _plain(identity):
+                changed = [k for k in {*header, *identity} if header.get(k) != identity.get(k)]
+                raise InputError(
+                    f"{path} holds answers of other settings ({', '.join(sorted(changed))}): "
+                    "use another --out"
+                )
+            os.truncate(path, size)
+            log.answers = answers
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            log._write({"format": _FORMAT, **identity})
+        return log
+
+    @classmethod
+    def read(cls, path: Path) -> AnswerLog:
+        """A log to judge again. Errors: InputError where there is none or it is damaged."""
+        header, answers, _ = _read(path)
+        return cls(path, header, answers)
+
+    def add(self, problem: Problem, prompt: str, made: Generation) -> None:
+        """Append one answer with its verdict (which reading back ignores)."""
+        verdict = judge(problem, made)
+        self.answers[problem.id] = made
+        self._write(
+            {"id": problem.id, "prompt": prompt, **asdict(made), "bucket": verdict.bucket}
+            | {"strict": verdict.strict, "reason": verdict.reason}
+        )
+
+    def _write(self, value: Mapping[str, Any]) -> None:
+        # Model text may hold lone surrogates: JSON escapes keep them, UTF-8 could not.
+        line = json.dumps(value, ensure_ascii=True, allow_nan=False) + "\n"
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            raise InputError(
+                f"cannot write {self.path}: {error.strerror}; answers before are kept, the same "
+                "command goes on where it stopped"
+            ) from error
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Generation], int]:
+    """Header, answers by problem, and the size up to the last whole line."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    size = raw.rfind(b"\n") + 1
+    wanted = ("text", "tokens", "forwards", "finish", "error")
+    try:
+        lines: Iterator[Any] = (json.loads(line) for line in raw[:size].splitlines())
+        header = next(lines)
+        if header.pop("format") != _FORMAT:
+            raise InputError(f"{path} is no log of answers")
+        answers = {v["id"]: Generation(**{k: v[k] for k in wanted}) for v in lines}
+    except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+        raise InputError(f"{path} is no log of answers, or is damaged ({error!r})") from error
+    return header, answers, size
