@@ -233,6 +233,23 @@ _ROWS: tuple[Method, ...] = (
         parts={"train": "whet.dlm.masked:MaskedTraining"},
         applies_to=MASKED_LMS,
     ),
+    Method(
+        id="beyondbench",
+        kind="system",
+        title="BeyondBench",
+        arxiv="2509.24210",
+        summary="Problems generated afresh and checked by computation: 44 tasks, 117 variations.",
+        parts={"reproduce": "whet.reproduce.beyondbench:BEYONDBENCH"},
+        needs=("solvers",),
+    ),
+    Method(
+        id="causal",
+        kind="baseline",
+        title="Next-token training",
+        summary="Train an autoregressive LM by cross-entropy on the response.",
+        parts={"train": "whet.ar.causal:CausalTraining"},
+        applies_to=("llama",),
+    ),
 )
 
 

@@ -142,15 +142,18 @@ def test_evaluate_counts_every_problem(whet, checkpoint, tmp_path):
         "--n",
         "10",
         "--json",
-        "--record",
-        tmp_path / "evaluate.json",
+        "--out",
+        tmp_path,
     )
-    [arm] = load(tmp_path / "evaluate.json").arms
-    assert set(arm.metrics) == {"accuracy", "accuracy/sudoku", "accuracy/sort"}
-    rows = json.loads(out)
     assert code == 0
-    assert [(r["task"], r["n"]) for r in rows] == [("sudoku", 5), ("sort", 5), ("pooled", 10)]
-    assert all(r["low"] <= r["accuracy"] <= r["high"] for r in rows)
+    [arm] = load(tmp_path / "evaluate.json").arms
+    assert {"accuracy", "accuracy/sudoku", "accuracy/sort", "strict_accuracy"} <= set(arm.metrics)
+    record = json.loads(out)
+    assert record["arms"][0]["metrics"]["accuracy/sudoku"]["n"] == 5
+    assert record["arms"][0]["metrics"]["accuracy"]["n"] == 10
+    assert (tmp_path / "evaluate.html").is_file()
+    [log] = tmp_path.glob("answers-*.jsonl")
+    assert len(log.read_text().splitlines()) == 11
 
 
 def test_benchmark_writes_record_items_and_page(whet, checkpoint, tmp_path):

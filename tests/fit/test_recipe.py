@@ -3,6 +3,7 @@ import json
 import pytest
 import yaml
 
+from whet import catalogue
 from whet.dlm.masked import MaskedTraining
 from whet.errors import InputError, OptionError
 from whet.zoo.training import TaskRecipe
@@ -37,10 +38,11 @@ def test_the_shipped_recipes_are_valid():
     known = recipes()
     assert known
     for name, path in known.items():
-        training = MaskedTraining(TaskRecipe.read(path))
+        recipe = TaskRecipe.read(path)
+        training = catalogue.resolve(recipe.method, "train")(recipe)
         assert sum(p.numel() for p in training.model.parameters()) < 2e6, name
-        longest = max(training.recipe.data.gen_lengths)
-        assert longest + 40 <= training.denoiser.context_length
+        longest = max(recipe.data.gen_lengths or {0: 1.0})
+        assert longest + 40 <= training.model.config.max_position_embeddings
 
 
 @pytest.mark.parametrize(

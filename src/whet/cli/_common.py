@@ -20,18 +20,16 @@ _QUIET_SECONDS = 30.0
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class ModelFlags:
-    """Which model, and how to hold it."""
+class HardwareFlags:
+    """Where and how to hold a model."""
 
-    model: Annotated[str, Parameter(help="Zoo name, directory or hub name.")] = "tiny-dlm"
     device: Annotated[str, Parameter(help="cpu or cuda.")] = "cpu"
     dtype: Annotated[str, Parameter(help="auto, float32, float64, bfloat16 or float16.")] = "auto"
 
-    def load(self) -> tuple[Any, Any]:
-        """Model and tokenizer. Errors: those of `whet.load`."""
+    def check(self) -> Any:
+        """The torch dtype (or "auto"). Errors: OptionError for a device that cannot be used."""
         import torch
 
-        import whet
         from whet.errors import OptionError
         from whet.models.loading import check_dtype
 
@@ -43,7 +41,21 @@ class ModelFlags:
             reason = str(error).splitlines()[0]
             raise OptionError(f"device={self.device!r} cannot be used: {reason}") from error
         quiet_transformers()
-        return whet.load(self.model, dtype=dtype, device=self.device)
+        return dtype
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ModelFlags(HardwareFlags):
+    """Which model, and how to hold it."""
+
+    model: Annotated[str, Parameter(help="Zoo name, directory or hub name.")] = "tiny-dlm"
+
+    def load(self) -> tuple[Any, Any]:
+        """Model and tokenizer. Errors: those of `whet.load`."""
+        import whet
+
+        return whet.load(self.model, dtype=self.check(), device=self.device)
 
 
 @Parameter(name="*")
@@ -52,8 +64,11 @@ class DecoderFlags:
     """A decoder and its settings; a flag that the decoder does not have is an error."""
 
     decoder: Annotated[
-        str, Parameter(help="NAME or NAME:key=value,…; `whet methods` lists them.")
-    ] = "low-confidence"
+        str | None,
+        Parameter(
+            help="NAME or NAME:key=value,… (default: low-confidence); `whet methods` lists them."
+        ),
+    ] = None
     block_length: Annotated[int | None, Parameter(help="Positions per window.")] = None
     steps: Annotated[int | None, Parameter(help="Forwards in all (rules with a schedule).")] = None
     threshold: Annotated[float | None, Parameter(help="Confidence that counts as sure.")] = None
@@ -79,12 +94,23 @@ class DecoderFlags:
         """The decoder's options. Errors: OptionError as in `decoder_options`."""
         from whet.dlm.decoders import decoder_options
 
-        given = {
+        return decoder_options(self.decoder or "low-confidence", self.given())
+
+    def given(self) -> dict[str, str]:
+        """The settings that were given as flags."""
+        return {
             f.name: str(value)
             for f in dataclasses.fields(self)
             if f.name != "decoder" and (value := getattr(self, f.name)) is not None
         }
-        return decoder_options(self.decoder, given)
+
+    @property
+    def chain(self) -> str:
+        """The decoder in the naming grammar, flags included."""
+        from whet.spec import Spec
+
+        spec = Spec.parse(self.decoder or "low-confidence")
+        return str(Spec(spec.name, spec.suite, {**spec.settings, **self.given()}))
 
 
 def quiet_transformers() -> None:

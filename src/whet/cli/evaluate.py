@@ -1,99 +1,127 @@
-"""`whet evaluate`: accuracy on generated tasks."""
+"""`whet evaluate`: any models on fresh problems with verified answers; perplexity of a text."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from whet.cli._common import DecoderFlags, ModelFlags, progress
+from whet.cli._common import DecoderFlags, HardwareFlags
 
 app = App(
     name="evaluate",
-    help_epilogue="Example: `whet evaluate --model tiny-dlm --tasks scratchpad --decoder soar`",
+    help_epilogue=(
+        "Example: `whet evaluate --model tiny-ar tiny-dlm --tasks scratchpad --n 210`, or "
+        "`whet evaluate --model M --tasks beyondbench:hard --sizes 8,16 --limit 100 --seed 7`"
+    ),
 )
 
 
 @app.default
 def evaluate(
     *,
+    model: Annotated[
+        list[str] | None,
+        Parameter(
+            help="Zoo names, directories or hub names (default: tiny-dlm); the first is the "
+            "baseline of comparisons.",
+            consume_multiple=True,
+        ),
+    ] = None,
     tasks: Annotated[
         list[str] | None,
-        Parameter(help="Tasks or suites (default: scratchpad).", consume_multiple=True),
+        Parameter(
+            help="Tasks or suites: scratchpad (default), beyondbench, beyondbench:easy, …",
+            consume_multiple=True,
+        ),
     ] = None,
-    n: Annotated[int, Parameter(help="Problems in all.")] = 400,
-    gen_length: int = 16,
-    batch_size: int = 64,
-    problem_seed: Annotated[int, Parameter(help="Which problems are drawn.")] = 0,
-    model_flags: ModelFlags = ModelFlags(),  # noqa: B008 - frozen
+    sizes: Annotated[
+        str | None, Parameter(help="Sizes of BeyondBench problems, as 8,16 (default: each task's).")
+    ] = None,
+    mode: Annotated[
+        str | None, Parameter(help="faithful (the paper's draws) or wide (huge spaces).")
+    ] = None,
+    n: Annotated[int | None, Parameter(help="Problems in all (default: 400).")] = None,
+    limit: Annotated[int | None, Parameter(help="Problems per task, instead of --n.")] = None,
+    gen_length: Annotated[
+        int | None,
+        Parameter(
+            name=["--gen-length", "--max-new-tokens"],
+            help="Tokens an answer may take (default: what the task's answers need).",
+        ),
+    ] = None,
+    reasoning: Annotated[
+        float | None, Parameter(help="Working expected, times the answer's tokens.")
+    ] = None,
+    shots: Annotated[
+        int | None,
+        Parameter(help="Solved examples before each problem (default: 0, or the benchmark's)."),
+    ] = None,
+    chat: Annotated[bool, Parameter(help="Wrap prompts in the chat template.")] = False,
+    batch_size: Annotated[int, Parameter(help="Problems decoded together.")] = 64,
+    endpoint: Annotated[
+        str | None, Parameter(help="URL of an OpenAI-compatible server that has the models.")
+    ] = None,
+    data: Annotated[
+        Path | None, Parameter(help="Folder of gsm8k, humaneval, … files (or WHET_DATA).")
+    ] = None,
+    allow_unsandboxed_code: Annotated[
+        bool, Parameter(help="Run model code even where it cannot be locked in.")
+    ] = False,
+    perplexity: Annotated[
+        list[Path] | None,
+        Parameter(help="Text files: perplexity instead of tasks.", consume_multiple=True),
+    ] = None,
+    window: Annotated[int | None, Parameter(help="Tokens per window of --perplexity.")] = None,
+    problem_seed: Annotated[
+        int | None, Parameter(help="Which problems are drawn (default: --seed, else 0).")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        Parameter(help="Folder for answers, record and page; a killed run goes on from it."),
+    ] = None,
+    replay: Annotated[
+        list[Path] | None,
+        Parameter(help="Judge logs of answers again, without a model.", consume_multiple=True),
+    ] = None,
+    list_: Annotated[
+        bool, Parameter(name="--list", help="List tasks, sizes and spaces; run nothing.")
+    ] = False,
+    hardware: HardwareFlags = HardwareFlags(),  # noqa: B008 - frozen
     decoder_flags: DecoderFlags = DecoderFlags(),  # noqa: B008 - frozen
-    record: Annotated[Path | None, Parameter(help="Also write a record here.")] = None,
-    json: bool = False,
+    json: Annotated[bool, Parameter(help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Decode fresh problems and check the answers by computation; Wilson intervals at 95 %.
+    """Answer fresh problems and check by computation; Wilson intervals at 95 %, paired comparisons.
 
-    Parameters
-    ----------
-    gen_length
-        Positions to fill.
-    batch_size
-        Problems decoded together.
-    json
-        Print JSON instead of a table.
+    Every problem ends in one bucket: correct, wrong, unparsed, truncated, failed, or
+    skipped_budget (its answer would not fit; left out of the denominator).
     """
-    from whet._io import check_writable
-    from whet.tasks import expand
+    from whet.cli._evaluate import EvaluateJob
 
-    if record is not None:
-        check_writable(record.parent)
-    chosen = expand(tasks or ["scratchpad"])
-    options = decoder_flags.options()
-    model, tokenizer = model_flags.load()
-    from whet.dlm.texts import generate_texts
-    from whet.evaluate import accuracy_rows, draw_problems, judge_texts
-    from whet.report.tables import show
-
-    asked = draw_problems(chosen, n, seed=problem_seed)
-    texts: list[str] = []
-    with progress("evaluate", len(asked)) as done:
-        for completion in generate_texts(
-            model,
-            tokenizer,
-            [p.instance.prompt for p in asked],
-            options=options,
-            gen_length=gen_length,
-            batch_size=batch_size,
-        ):
-            texts.append(completion.text)
-            done(len(texts))
-    rows = accuracy_rows(judge_texts(asked, texts))
-    if record is not None:
-        _save(record, rows, model_flags, decoder_flags, problem_seed, gen_length)
-    title = f"{model_flags.model}, {decoder_flags.decoder}: valid answers"
-    columns = {"task": "task", "n": "n", "correct": "valid", "accuracy": "share"}
-    show(title, {**columns, "low": "95 % from", "high": "to"}, rows, json=json)
-
-
-def _save(
-    path: Path,
-    rows: list[dict[str, Any]],
-    model_flags: ModelFlags,
-    decoder_flags: DecoderFlags,
-    problem_seed: int,
-    gen_length: int,
-) -> None:
-    from whet.evaluate import accuracy_metrics
-    from whet.measure.record import Arm, new_record, save
-
-    metrics = accuracy_metrics(rows)
-    arm = Arm(name=model_flags.model, chain=decoder_flags.decoder, metrics=metrics)
-    made = new_record(
-        "evaluate",
-        title=f"Valid answers of {model_flags.model}",
-        level="cpu" if model_flags.device == "cpu" else "gpu",
-        seeds={"problems": problem_seed},
-        settings={"model": model_flags.model, "gen_length": gen_length},
-        arms=[arm],
+    EvaluateJob(
+        models=tuple(model or ["tiny-dlm"]),
+        tasks=tuple(tasks or ["scratchpad"]),
+        sizes=sizes,
+        mode=mode,
+        n=n,
+        limit=limit,
+        gen_length=gen_length,
+        reasoning=reasoning,
+        shots=shots,
+        chat=chat,
+        batch_size=batch_size,
+        endpoint=endpoint,
+        data=data,
+        allow_unsandboxed_code=allow_unsandboxed_code,
+        problem_seed=problem_seed,
+        out=out,
+        hardware=hardware,
+        decoder_flags=decoder_flags,
+        json=json,
+    ).run(
+        listing=list_,
+        replay=tuple(replay or ()),
+        perplexity=tuple(perplexity or ()),
+        window=window,
     )
-    save(made, path)

@@ -9,11 +9,13 @@ Deviation: mask levels are stratified over the batch, which changes no expectati
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from whet import rng as rng_
-from whet.data.mixture import ResponseBatch
+from whet.data.mixture import ResponseBatch, Source
 from whet.errors import OptionError
 from whet.models.denoiser import Denoiser
 from whet.noise.masked import draw_mask, mask_levels, masked_bound
@@ -25,8 +27,8 @@ class MaskedTraining(TaskTraining):
 
     method = "masked"
 
-    def __init__(self, recipe: TaskRecipe) -> None:
-        super().__init__(recipe)
+    def __init__(self, recipe: TaskRecipe, *, sources: Mapping[str, Source] | None = None) -> None:
+        super().__init__(recipe, sources=sources)
         if recipe.data.gen_lengths is None:
             raise OptionError("method 'masked' needs data.gen_lengths: the canvas is filled up")
         self.denoiser = Denoiser.of(self.model, self.tokenizer)

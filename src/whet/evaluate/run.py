@@ -17,6 +17,7 @@ from typing import Any
 
 from whet._io import check_writable
 from whet.errors import InputError, OptionError
+from whet.evaluate.file_tasks import FileTask
 from whet.evaluate.model import EvalModel, Generation, GenerationRequest
 from whet.evaluate.runner import Outcome, Problem, judge
 from whet.tasks import evaluation_only, problems
@@ -69,7 +70,6 @@ def plan(
     *,
     budget: Budget,
     prompts: Sequence[str] | None = None,
-    stop: Sequence[tuple[str, ...]] | None = None,
 ) -> Plan:
     """Which problems fit the model's context and the budget, and with how many tokens each."""
     texts = list(prompts) if prompts is not None else [p.instance.prompt for p in asked]
@@ -82,6 +82,8 @@ def plan(
     requests, skipped = {}, {}
     for index, problem in enumerate(asked):
         limit = budget.max_new_tokens
+        if limit is None:
+            limit = problem.task.answer_tokens
         if limit is None:
             if model.fixed_canvas:
                 limit = canvas.get(problem.task.id, 1)
@@ -96,7 +98,7 @@ def plan(
             requests[index] = GenerationRequest(
                 prompt=texts[index],
                 max_new_tokens=min(limit, room[index]),
-                stop=stop[index] if stop is not None else (),
+                stop=problem.task.static.stop if isinstance(problem.task, FileTask) else (),
                 temperature=budget.temperature,
                 request=index,
             )
@@ -115,6 +117,8 @@ def with_examples(asked: Sequence[Problem], shots: int, *, seed: int) -> list[st
     heads: dict[tuple[Any, ...], str] = {}
     for problem in asked:
         task = problem.task
+        if isinstance(task, FileTask):  # brings its own
+            return [p.instance.prompt for p in asked]
         key = (task.id, *task.cell)
         if key not in heads:
             if evaluation_only(task):

@@ -73,7 +73,7 @@ def outcome_metrics(outcomes: Sequence[Outcome]) -> dict[str, Metric]:
     """Everything a record says of one arm. Empty outcomes score 0 and never give NaN.
 
     accuracy: lenient, pooled; strict_accuracy: answers in the form asked for; both with Wilson
-    intervals at 95 %. answered: share from which an answer could be read. efficiency: accuracy in
+    intervals at 95 %. efficiency: accuracy in
     percent times 10 over mean tokens (BeyondBench). accuracy by task, size and variation; the
     suites' means over tasks, and the mean of the suites, as BeyondBench reports them.
     """
@@ -83,7 +83,6 @@ def outcome_metrics(outcomes: Sequence[Outcome]) -> dict[str, Metric]:
         return {"accuracy": Metric(value=0.0, n=0, unit="fraction"), "skipped_budget": skipped}
     metrics = accuracy_metrics(accuracy_rows(outcomes))
     metrics["strict_accuracy"] = _rate([o.strict for o in kept])
-    metrics["answered"] = _rate([o.bucket in ("correct", "wrong") for o in kept])
     for bucket in ("wrong", "unparsed", "truncated", "failed"):
         found = sum(o.bucket == bucket for o in kept)
         if found:

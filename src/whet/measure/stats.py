@@ -40,6 +40,18 @@ def wilson(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
     return low, high
 
 
+def newcombe(k: int, n: int, j: int, m: int, level: float = 0.95) -> tuple[float, float, float]:
+    """k/n - j/m of two independent samples with its interval (value, low, high).
+
+    Newcombe, "Interval estimation for the difference between independent proportions", 1998,
+    method 10: the two Wilson intervals combined. Errors: OptionError as in `wilson`.
+    """
+    p, q = k / n, j / m
+    (p_low, p_high), (q_low, q_high) = wilson(k, n, level), wilson(j, m, level)
+    low = p - q - math.hypot(p - p_low, q_high - q)
+    return p - q, low, p - q + math.hypot(p_high - p, q - q_low)
+
+
 def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
     """Exact two-sided p-value that paired outcomes a and b (booleans, [n]) differ only by chance.
 

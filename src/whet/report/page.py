@@ -16,6 +16,7 @@ from whet.errors import InputError
 from whet.measure.record import Arm, Record
 from whet.report import words
 from whet.report.canvas import LEGEND, Canvas, canvas_view
+from whet.report.pairs import Pair
 
 Plot = tuple[str, str]
 """A caption and an SVG."""
@@ -33,11 +34,13 @@ def render_page(
     canvases: Sequence[Canvas] = (),
     record_plots: Mapping[str, Sequence[Plot]] | None = None,
     notes: Sequence[str] = (),
+    pairs: Sequence[Pair] = (),
 ) -> str:
     """One self-contained HTML page for `records` (name, record), in their order.
 
     plots: (caption, SVG) for the page as a whole. record_plots: those of one record, by its name.
-    canvases: decoding to look at, step by step. notes: sentences shown under the title.
+    canvases: decoding to look at, step by step. pairs: arms of different records on the items they
+    share. notes: sentences shown under the title.
     All text is escaped. Errors: InputError for an SVG with scripts or links, for a canvas that
     contradicts itself, or for two records of one name.
     """
@@ -56,6 +59,7 @@ def render_page(
         plots=[_plot_view(plot) for plot in plots],
         canvases=[canvas_view(canvas) for canvas in canvases],
         legend=LEGEND,
+        pairs=[_pair_view(pair) for pair in pairs],
     )
 
 
@@ -178,6 +182,18 @@ def _comparison_view(record: Record, index: int) -> dict[str, Any]:
         "subject": words.subject(kind, made.a, made.b, made.metric),
         "effect": words.comparison(made, words.unit_of(record, made.metric)),
         "test": made.test,
+    }
+
+
+def _pair_view(pair: Pair) -> dict[str, Any]:
+    return {
+        "a": pair.a,
+        "b": pair.b,
+        "n": f"{pair.n:,}",
+        "effect": words.effect("difference", pair.difference, pair.ci, "fraction"),
+        "p": f"{pair.p:.2g}",
+        "agreed": f"{100 * pair.agreed:.1f}%",
+        "words": pair.words,
     }
 
 

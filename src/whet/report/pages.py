@@ -11,24 +11,42 @@ from whet.errors import InputError
 from whet.measure.record import Arm, Metric, Record, find
 from whet.report import words
 from whet.report.page import Plot, render_page
+from whet.report.pairs import pair_records
+from whet.report.parts import parts_plot, sizes_plot
 from whet.report.plots import Point, frontier, pareto
 
 
-def from_folder(folder: str | os.PathLike[str], *, title: str = "whet: measured results") -> str:
-    """The HTML of one page with every record at or below `folder`, each with its frontier.
+def from_folder(*folders: str | os.PathLike[str], title: str = "whet: measured results") -> str:
+    """The HTML of one page with every record at or below the folders, each with its pictures.
 
-    Records are named by their path below the folder. Without matplotlib the page has no plots
-    and says so. Errors: InputError where there is no folder or no record in it, or one is damaged.
+    Records are named by their path below their folder; arms of different records that answered
+    the same items are compared. Without matplotlib the page has no plots and says so.
+    Errors: InputError where there is no folder or no record in it, or one is damaged.
     """
-    root = Path(folder)
-    found = find(root)
-    if not found:
-        raise InputError(f"no records in {root}: `whet reproduce` and `whet benchmark` write them")
-    records = [(_name(path, root), record) for path, record in found]
+    found = find_all(folders)
+    records = [(name, record) for name, _, record in found]
     plotting = _can_plot()
     plots = {name: _plots(record) for name, record in records} if plotting else {}
     notes = [] if plotting else ["Plots are left out: they need the extra whet[plots]."]
-    return render_page(records, title=title, record_plots=plots, notes=notes)
+    pairs = pair_records([(path, record) for _, path, record in found])
+    return render_page(records, title=title, record_plots=plots, notes=notes, pairs=pairs)
+
+
+def find_all(folders: Sequence[str | os.PathLike[str]]) -> list[tuple[str, Path, Record]]:
+    """(name, path, record) of every record at or below the folders; names are distinct.
+
+    Errors: InputError as in `from_folder`.
+    """
+    roots = [Path(folder) for folder in folders]
+    found = [(root, path, record) for root in roots for path, record in find(root)]
+    if not found:
+        shown = ", ".join(map(str, roots))
+        raise InputError(f"no records in {shown}: `whet reproduce` and `whet benchmark` write them")
+    named = [_name(path, root) for root, path, _ in found]
+    return [
+        (name if named.count(name) == 1 else path.with_suffix("").as_posix(), path, record)
+        for name, (_, path, record) in zip(named, found, strict=True)
+    ]
 
 
 def frontier_of(record: Record, cost: str = "forwards") -> str | None:
@@ -82,7 +100,17 @@ def _plots(record: Record) -> list[Plot]:
         "Up and left is better. Bars are the intervals of the table; the dashed line is the best "
         "quality each cost can buy."
     )
-    return [] if svg is None else [(caption, svg)]
+    plots = [] if svg is None else [(caption, svg)]
+    for metric, names in words.breakdowns(record.arms).items():
+        if not metric.startswith("accuracy"):
+            continue
+        sizes = sizes_plot(record.arms, metric) if metric == "accuracy by size" else None
+        if sizes is not None:
+            plots.append(("One panel per task; bars are the intervals of the table.", sizes))
+        elif len(names) > 1:
+            picture = parts_plot(record.arms, metric)
+            plots.append(("Marks are the values, lines the intervals of the table.", picture))
+    return plots
 
 
 def _name(path: Path, root: Path) -> str:

@@ -15,8 +15,10 @@ from rich.text import Text
 
 from whet.measure.record import Arm, Record
 from whet.report import words
+from whet.report.pairs import Pair
 
 WIDTH = 100
+_MOST_ACROSS = 9  # parts of a metric side by side
 
 _STYLES: dict[bool | None, str] = {True: "green", False: "red", None: "yellow"}
 
@@ -53,9 +55,15 @@ def sweep_table(record: Record, sets: Mapping[str, Sequence[str]]) -> Table:
 
 
 def breakdown_tables(record: Record) -> list[Table]:
-    """A table for each metric that is given by part (per task): values only, arms by parts."""
+    """A table for each metric that is given by part (per task): values only.
+
+    Arms by parts, or parts by arms where the parts would not fit across the screen.
+    """
     tables = []
     for metric, names in words.breakdowns(record.arms).items():
+        if len(names) > _MOST_ACROSS:
+            tables.append(_parts_by_arms(record, metric, names))
+            continue
         table = _table(f"{words.heading(metric).capitalize()} by part")
         table.add_column("arm", overflow="fold")
         for name in names:
@@ -65,6 +73,56 @@ def breakdown_tables(record: Record) -> list[Table]:
             table.add_row(_text(arm.name), *cells)
         tables.append(table)
     return tables
+
+
+def _parts_by_arms(record: Record, metric: str, names: Sequence[str]) -> Table:
+    table = _table(f"{words.heading(metric).capitalize()} by part")
+    table.add_column("part", overflow="fold")
+    for arm in record.arms:
+        table.add_column(arm.name, justify="right", overflow="fold")
+    for name in names:
+        cells = [
+            words.metric(arm.metrics[name]) if name in arm.metrics else "–" for arm in record.arms
+        ]
+        table.add_row(_text(name.partition("/")[2]), *map(_text, cells))
+    return table
+
+
+def comparisons_table(record: Record) -> Table:
+    """Every paired comparison of a record; an interval with no difference in it is said so."""
+    table = _table("Paired comparisons")
+    for name in ("compared", "difference", "test", "so"):
+        table.add_column(name, overflow="fold")
+    for made in record.comparisons:
+        kind = words.comparison_kind(made)
+        neutral = 1.0 if kind == "ratio" else 0.0
+        same = made.ci is not None and made.ci[0] <= neutral <= made.ci[1]
+        table.add_row(
+            _text(words.subject(kind, made.a, made.b, made.metric)),
+            _text(words.comparison(made, words.unit_of(record, made.metric))),
+            _text(made.test),
+            _text("no measurable difference" if same else ""),
+        )
+    return table
+
+
+def pairs_table(pairs: Sequence[Pair]) -> Table:
+    """Arms of different records on the items they share."""
+    table = _table("Records compared on shared items")
+    for name in ("a", "b", "items", "b − a", "p", "agree", "so"):
+        table.add_column(name, overflow="fold")
+    for pair in pairs:
+        low, high = pair.ci
+        table.add_row(
+            _text(pair.a),
+            _text(pair.b),
+            f"{pair.n:,}",
+            _text(words.effect("difference", pair.difference, (low, high), "fraction")),
+            f"{pair.p:.2g}",
+            f"{100 * pair.agreed:.1f}%",
+            _text(pair.words),
+        )
+    return table
 
 
 def claims_table(record: Record) -> Table:

@@ -27,6 +27,7 @@ _HEADINGS = {
     "arness": "ARness",
     "peak_bytes": "peak memory",
     "seconds": "time",
+    "strict_accuracy": "strict",
     "tokens_per_forward": "tok/fwd",
     "tokens_per_second": "tok/s",
 }

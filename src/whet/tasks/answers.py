@@ -7,11 +7,13 @@ earlier attempt does not count. Lenient reading tries that first, then the last 
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 from whet.tasks.base import Mode
 
@@ -19,23 +21,28 @@ T = TypeVar("T")
 
 MAX_TEXT = 1 << 20
 """Only the last so many characters of a text are read."""
-_MAX_DIGITS = 4000  # Python refuses to convert longer numbers.
+_MAX_DIGITS = 4000  # Python refuses to convert numbers of more than 4,300 digits to text
+_MAX_NUMBER = 1000  # characters of a number that is no whole number
 
 _MINUS = str.maketrans({"−": "-", "–": "-", "﹣": "-", "－": "-", "\u00a0": " ", "\u202f": " "})
 _TEXT = re.compile(r"\\(?:text|mathrm|mathbf|textbf|mathit|operatorname)\s*\{([^{}]*)\}")
-_FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
+_FRACTION = re.compile(r"(\d ?)?\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
+_INTEGER = re.compile(r"([-+]?)\s*(\d{1,3}(?:,\d{3})+|\d+)(?:\.0*)?", re.A)
 _NUMBER = re.compile(
-    r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:(?<=\d)\.\d+|(?<!\d)\.\d+)?"
-    r"(?:[eE][-+]?\d{1,3})?(?![\w])"
+    r"[-+]?\s*(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,3})?", re.A
 )
-_INTEGER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?![\w]|\.\d)")
+# A run that may be a number, read whole: what is wrong with it is found afterwards, so that no
+# text makes the scan start over. A sign after a word or bracket is an operation, not a sign.
+_RUN = re.compile(r"(?:(?<![\w.)\]}])[-+])?(?:[\w.,]|(?<=\d[eE])[-+](?=\d))+")
+_DIGIT = re.compile(r"\d", re.A)
 _SAYS = re.compile(r"\banswer\b[^:=\n]{0,40}[:=]\s*(.+)", re.I)
 _OPEN, _CLOSE = re.compile(r"<answer>", re.I), re.compile(r"</answer>", re.I)
+_BETWEEN = re.compile(r":|=>|->|=")
 _MAX_PAIR = 400  # characters of one "name: value"
-_DEFAULT_THINK = ("<think>", "</think>")
+THINK = ("<think>", "</think>")
 
 
-def answer_part(text: str, markers: tuple[str, str] = _DEFAULT_THINK) -> str | None:
+def answer_part(text: str, markers: tuple[str, str] = THINK) -> str | None:
     """What follows the model's thinking; None where thinking was begun and never ended."""
     opened, closed = markers
     _, found, rest = text.rpartition(closed)
@@ -89,12 +96,18 @@ def undress(text: str) -> str:
     r"""Remove \text{}, \frac{a}{b} (as a/b), dollar signs, \, spaces; unify minus signs."""
     text = text.translate(_MINUS)
     for _ in range(4):  # nested dressing, bounded
-        stripped = _FRACTION.sub(r"\1/\2", _TEXT.sub(r"\1", text))
+        stripped = _FRACTION.sub(_plain_fraction, _TEXT.sub(r"\1", text))
         if stripped == text:
             break
         text = stripped
-    text = re.sub(r"\\[,;:!]|\\left|\\right|\$|\\\(|\\\)", "", text)
+    text = text.replace("{,}", ",")
+    text = re.sub(r"\\[,;:!]|\\left(?![a-z])|\\right(?![a-z])|\$|\\\(|\\\)", "", text)
     return text.replace("\\{", "{").replace("\\}", "}").replace("\\_", "_").strip()
+
+
+def _plain_fraction(found: re.Match[str]) -> str:
+    whole, top, bottom = found.groups()
+    return f"{whole.strip()} {top}/{bottom}" if whole else f"{top}/{bottom}"
 
 
 def read(
@@ -134,7 +147,7 @@ def read(
 
 def integer(text: str) -> int | None:
     """A whole number and nothing else, from its digits: 1,234 and -5 and +7 and 12. and 3.00."""
-    found = re.fullmatch(r"([-+]?)\s*(\d{1,3}(?:,\d{3})+|\d+)(?:\.0*)?", text.strip())
+    found = _INTEGER.fullmatch(text.strip())
     if found is None or len(found.group(2)) > _MAX_DIGITS:
         return None
     value = int(found.group(2).replace(",", ""))
@@ -143,36 +156,125 @@ def integer(text: str) -> int | None:
 
 def last_integer(text: str) -> int | None:
     """The last whole number in running text."""
-    found = None
-    for found in _INTEGER.finditer(text.translate(_MINUS)):
-        pass
-    return integer(found.group()) if found else None
+    for run in reversed(_RUN.findall(text.translate(_MINUS))):
+        for piece in _pieces(run) if _DIGIT.search(run) else ():
+            found = integer(piece)
+            if found is not None:
+                return found
+    return None
 
 
 def number(text: str) -> Fraction | None:
-    """A number and nothing else, exactly: 1,234.5 and -3/4 and 1e-3 and .5."""
-    text = text.strip().rstrip(".")
-    top, slash, bottom = text.partition("/")
-    if slash:
-        a, b = number(top), number(bottom)
-        return a / b if a is not None and b else None
-    text = text.replace(" ", "")
-    if not text or len(text) > _MAX_DIGITS or not _NUMBER.fullmatch(text):
+    """A number and nothing else, exactly: 1,234.5 and -3/4 and 1 1/2 and 1e-3 and .5."""
+    text = text.strip()
+    if text.count("/") == 1 and len(text) <= 2 * _MAX_NUMBER:
+        before, _, bottom = text.partition("/")
+        mixed = re.fullmatch(r"([-+]?)\s*(\d+)\s+(\d+)\s*", before, re.A)
+        a, b = _decimal(mixed.group(3) if mixed else before), _decimal(bottom)
+        whole = _decimal(mixed.group(2)) if mixed else Fraction(0)
+        if a is None or whole is None or not b:
+            return None
+        return -(whole + a / b) if mixed and mixed.group(1) == "-" else whole + a / b
+    found = integer(text)
+    return Fraction(found) if found is not None else _decimal(text)
+
+
+def _decimal(text: str) -> Fraction | None:
+    text = text.strip()
+    if len(text) > _MAX_NUMBER or not _NUMBER.fullmatch(text):
         return None
-    try:
-        return Fraction(text.replace(",", ""))
-    except ValueError:
-        return None
+    return Fraction(re.sub(r"[\s,]", "", text))
 
 
 def last_number(text: str) -> Fraction | None:
     """The last number in running text; a fraction written a/b is one number."""
-    found = None
-    pattern = rf"(?:{_NUMBER.pattern})(?:\s*/\s*\d+)?"
-    for m in re.finditer(pattern, text.translate(_MINUS)):
-        if m.group()[-1:].isdigit():
-            found = m.group()
+    found = _last_number_text(text)
     return number(found) if found else None
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A number and how many decimals of it were written (None: a fraction, or with exponent)."""
+
+    value: Fraction
+    decimals: int | None
+
+
+def rounded(text: str) -> Rounded | None:
+    """As `number`, with the count of written decimals."""
+    value = number(text)
+    if value is None:
+        return None
+    plain = re.fullmatch(r"[^./eE]*(?:\.(\d*))?", text.strip())
+    return Rounded(value, len(plain.group(1) or "") if plain else None)
+
+
+def last_rounded(text: str) -> Rounded | None:
+    """As `last_number`, with the count of written decimals."""
+    found = _last_number_text(text)
+    return rounded(found) if found else None
+
+
+def _last_number_text(text: str) -> str | None:
+    text = text.translate(_MINUS)
+    runs = list(_RUN.finditer(text))
+    for i in range(len(runs) - 1, -1, -1):
+        if not _DIGIT.search(runs[i].group()):
+            continue
+        found = next((p for p in _pieces(runs[i].group()) if number(p) is not None), None)
+        if found is None:
+            continue
+        before = text[max(0, runs[i].start() - 8) : runs[i].start()]
+        if i and before.strip().endswith("/") and runs[i].group().startswith(found):
+            between = text[runs[i - 1].end() : runs[i].start()]
+            top = next(iter(_pieces(runs[i - 1].group())), "")
+            if between.strip() == "/" and number(f"{top}/{found}") is not None:
+                return f"{top}/{found}"
+        return found
+    return None
+
+
+def _pieces(run: str) -> Iterator[str]:
+    """What may be a number in a run: all of it, else its parts between commas, last first."""
+    run = run.lstrip(",_").rstrip(".,_")
+    yield run
+    if "," in run:
+        yield from (part.rstrip(".") for part in reversed(run.split(",")))
+
+
+def boxed_integer(text: str, mode: Mode) -> int | None:
+    """`read` for a whole number in a box."""
+    return read(text, mode, marked=last_boxed, exact=integer, last=last_integer)
+
+
+def boxed_number(text: str, mode: Mode) -> Fraction | None:
+    """`read` for a number in a box."""
+    return read(text, mode, marked=last_boxed, exact=number, last=last_number)
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether a value is an int and no bool."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def as_fraction(value: object) -> Fraction | None:
+    """A parsed number; None for anything else, floats among it (they may have lost digits)."""
+    return Fraction(value) if isinstance(value, Fraction) or is_whole(value) else None
+
+
+def write_number(x: Fraction | int) -> str:
+    """A number in digits: as a decimal where it ends, else as a/b."""
+    x = Fraction(x)
+    odd = x.denominator
+    for factor in (2, 5):
+        while odd % factor == 0:
+            odd //= factor
+    if odd != 1:
+        return str(x)
+    places = next(k for k in itertools.count() if 10**k % x.denominator == 0)
+    digits = str(abs(x.numerator) * (10**places // x.denominator)).rjust(places + 1, "0")
+    sign = "-" if x < 0 else ""
+    return sign + (f"{digits[:-places]}.{digits[-places:]}" if places else digits)
 
 
 def integers(text: str) -> list[int] | None:
@@ -197,7 +299,9 @@ def last_integers(text: str) -> list[int] | None:
         if found is not None:
             return found
     for line in reversed(text.translate(_MINUS).splitlines()):
-        found = integers(line)
+        if not _DIGIT.search(line):
+            continue
+        found = integers(line.rpartition(":")[2].strip(" *_`.$"))
         if found is not None and len(found) > 1:
             return found
     return None
@@ -230,10 +334,13 @@ def mapping(text: str) -> dict[str, str] | None:
             continue
         if len(part) > _MAX_PAIR:
             return None
-        pair = re.fullmatch(r"\s*[-*]?\s*(\S.*?)\s*(?::|=>|->|=)\s*(\S.*?)\s*", part)
-        if pair is None:
+        between = _BETWEEN.search(part)
+        if between is None:
             return None
-        key, value = (p.strip().strip("'\"") for p in pair.groups())
+        key = part[: between.start()].strip().removeprefix("- ").removeprefix("* ")
+        key, value = (p.strip().strip("'\"") for p in (key, part[between.end() :]))
+        if not key or not value:
+            return None
         if found.setdefault(key, value) != value:
             return None
     return found or None
@@ -241,11 +348,10 @@ def mapping(text: str) -> dict[str, str] | None:
 
 def last_mapping(text: str) -> dict[str, str] | None:
     """The last {...} of running text that is a mapping."""
-    closing = _matching_braces(text)
-    for start in sorted(closing, reverse=True):
-        found = mapping(text[start : closing[start] + 1])
-        if found is not None:
-            return found
+    for found in reversed(re.findall(r"\{[^{}]*\}", text.replace("\\", ""))):
+        pairs = mapping(found)
+        if pairs is not None:
+            return pairs
     return None
 
 

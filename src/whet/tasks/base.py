@@ -97,6 +97,11 @@ class Task(ABC):
         """What beside the id names the streams of problems of these settings."""
         return ()
 
+    @property
+    def answer_tokens(self) -> int | None:
+        """Tokens an answer may take, where the task itself says so."""
+        return None
+
     @classmethod
     def cells(cls, settings: Mapping[str, Any], sizes: Sequence[int] = ()) -> list[Task]:
         """The task at every variation and size that `settings` leave open.

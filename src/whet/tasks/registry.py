@@ -6,7 +6,7 @@ several variations or sizes stand for all of them unless one is named.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from whet.errors import OptionError, nearest
@@ -65,11 +65,14 @@ def expand(names: Iterable[str]) -> list[Task]:
     return select(names).tasks
 
 
-def select(names: Iterable[str], *, sizes: Sequence[int] = ()) -> Selection:
+def select(
+    names: Iterable[str], *, sizes: Sequence[int] = (), mode: str | None = None
+) -> Selection:
     """Every cell (task, variation, size) of a list of names, in their order.
 
-    sizes: sizes to use instead of each task's default ones. In a suite, tasks for which one is
-    impossible go without it, and cells that have no problem at all are left out; both are noted.
+    mode: of all BeyondBench tasks that do not say theirs. sizes: used instead of each task's
+    default ones. In a suite, tasks for which one is impossible go without it, and cells that have
+    no problem at all are left out; both are noted.
     Errors: OptionError as in `expand`; also where a task that is named itself cannot have one of
     the sizes, or nothing is left.
     """
@@ -83,8 +86,11 @@ def select(names: Iterable[str], *, sizes: Sequence[int] = ()) -> Selection:
         spec = Spec.parse(text if suite is None else f"suite{text.removeprefix(suite)}")
         classes = (_class_of(spec, text),) if suite is None else SUITES[suite]
         for cls in classes:
-            made = cls.cells(spec.settings, sizes)
-            notes += _impossible(cls, spec, sizes, made, named=suite is None)
+            settings = dict(spec.settings)
+            if mode is not None and issubclass(cls, BeyondTask):
+                settings.setdefault("mode", mode)
+            made = cls.cells(settings, sizes)
+            notes += _impossible(cls, settings, sizes, made, named=suite is None)
             for task in made:
                 why = task.empty_because() if isinstance(task, BeyondTask) else ""
                 if why:
@@ -97,12 +103,17 @@ def select(names: Iterable[str], *, sizes: Sequence[int] = ()) -> Selection:
 
 
 def _impossible(
-    cls: type[Task], spec: Spec, sizes: Sequence[int], made: Sequence[Task], *, named: bool
+    cls: type[Task],
+    settings: Mapping[str, str],
+    sizes: Sequence[int],
+    made: Sequence[Task],
+    *,
+    named: bool,
 ) -> list[str]:
     """What became of the sizes asked for. Errors: OptionError for a task named itself."""
-    if not sizes or not issubclass(cls, BeyondTask) or "size" in spec.settings:
+    if not sizes or not issubclass(cls, BeyondTask) or "size" in settings:
         return []
-    mode = spec.settings.get("mode", "faithful")
+    mode = settings.get("mode", "faithful")
     possible = {s for v in cls.variations or ("",) for s in cls.allowed_sizes(v, mode)}  # type: ignore[arg-type]
     gone = [str(s) for s in sizes if s not in possible]
     fixed = all(len(cls.allowed_sizes(v, mode)) == 1 for v in cls.variations or ("",))  # type: ignore[arg-type]
@@ -112,6 +123,8 @@ def _impossible(
     text = f"{cls.id}: sizes {', '.join(gone)} are impossible, {span}"
     if named:
         raise OptionError(text)
+    if made and len({getattr(task, "variation", "") for task in made}) < len(cls.variations):
+        text = f"{text}, some variations need larger ones"
     return [text if made else f"{text}: left out"]
 
 

@@ -23,7 +23,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from whet import rng as rng_
 from whet._io import atomic_path
-from whet.data.mixture import ProblemMixture
+from whet.data.mixture import ProblemMixture, Source
 from whet.errors import CheckpointError, InputError, OptionError, nearest
 from whet.fit import FitSettings, Player, fit
 from whet.fit.ema import EMA
@@ -31,6 +31,7 @@ from whet.fit.schedules import warmup_cosine
 from whet.models.registry import trainable_classes
 from whet.tasks import Instance, Task, evaluation_only, get_task, split_of
 from whet.tasks.answers import THINK
+from whet.tasks.scratchpad.patterns import TextTask
 from whet.zoo.tokenizer import character_tokenizer
 
 Share = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -114,17 +115,21 @@ class TaskRecipe(BaseModel):
 
 
 class TaskTraining(ABC):
-    """One player, one turn: `model` minimises the method's loss on the mixture."""
+    """One player, one turn: `model` minimises the method's loss on the mixture.
+
+    sources: where problems come from instead of the recipe's tasks, under the same names.
+    """
 
     method: ClassVar[str]
 
-    def __init__(self, recipe: TaskRecipe) -> None:
+    def __init__(self, recipe: TaskRecipe, *, sources: Mapping[str, Source] | None = None) -> None:
         if recipe.method != self.method:
             raise OptionError(f"the recipe is for method {recipe.method!r}, not {self.method!r}")
         settings = recipe.fit
         self.recipe = recipe
         # Names without settings, each once: that is how prompts begin.
-        words = dict.fromkeys(get_task(name).id for name in recipe.data.tasks)
+        tasks = map(get_task, recipe.data.tasks)
+        words = dict.fromkeys(task.id for task in tasks if isinstance(task, TextTask))
         if recipe.data.thinking:
             words |= dict.fromkeys(THINK)
         words |= dict.fromkeys(recipe.data.words)
@@ -133,7 +138,8 @@ class TaskTraining(ABC):
         self.model = build_model(recipe.model, self.tokenizer)
         self.mixture = ProblemMixture(
             self.tokenizer,
-            {
+            sources
+            or {
                 name: partial(draw_pair, get_task(name), thinking=recipe.data.thinking)
                 for name in recipe.data.tasks
             },
@@ -244,13 +250,13 @@ def model_config(config: Mapping[str, Any], **ids: int) -> Any:
 def draw_pair(task: Task, rng: np.random.Generator, *, thinking: float = 0.0) -> tuple[str, str]:
     """One training pair (prompt, response); validation and test problems are never drawn.
 
-    thinking: probability that the response works the answer out first.
+    thinking: probability that the response of a scratchpad task works the answer out first.
     """
     while True:
         instance = task.generate(rng)
         if split_of(instance.key) != "train":
             continue
-        if thinking and rng.random() < thinking:
+        if thinking and isinstance(task, TextTask) and rng.random() < thinking:
             return instance.prompt, think(rng, instance)
         return instance.prompt, instance.example
 
