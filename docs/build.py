@@ -33,10 +33,13 @@ def page(method: catalogue.Method) -> str:
     paper = (
         f", [arXiv {method.arxiv}](https://arxiv.org/abs/{method.arxiv})" if method.arxiv else ""
     )
-    facts = f"`{method.id}`{aliases}: {method.kind}{paper}; for {', '.join(method.applies_to)}."
+    fits = f"; for {', '.join(method.applies_to)}" if method.applies_to else ""
+    facts = f"`{method.id}`{aliases}: {method.kind}{paper}{fits}."
     lines = [f"# {method.title or method.id}", "", method.summary, "", facts, ""]
     if "decode" in method.parts:
         lines += _decoder(method)
+    if "tasks" in method.parts:
+        lines += _tasks(method)
     lines += ["## Notes", "", inspect.cleandoc(module.__doc__ or ""), ""]
     lines += _evidence(method)
     source = "src/" + module.__name__.replace(".", "/") + ".py"
@@ -74,6 +77,32 @@ def _decoder(method: catalogue.Method) -> list[str]:
             if c.__module__.startswith("whet.dlm") and c.__doc__
         ),
     ]
+
+
+def _tasks(method: catalogue.Method) -> list[str]:
+    lines = [
+        "## Use",
+        "",
+        "```console",
+        f"whet evaluate --model tiny-ar --tasks {method.id}:easy --sizes 4,8 --limit 20",
+        f"whet evaluate --tasks {method.id} --mode wide --list",
+        "```",
+        "",
+        "## Tasks",
+        "",
+        "| suite | task | variations | sizes (default) | what is asked |",
+        "|---|---|---|---|---|",
+    ]
+    for level, tasks in catalogue.resolve(method.id, "tasks").items():
+        for task in tasks:
+            names = task.variations or ("",)
+            sizes = sorted({s for n in names for s in task.default_sizes(n, "faithful")})
+            shown = ", ".join(map(str, sizes))
+            lines.append(
+                f"| {level} | `{task.id}` | {', '.join(f'`{n}`' for n in task.variations)} | "
+                f"{shown} | {task.summary} |"
+            )
+    return [*lines, ""]
 
 
 def _command(method: catalogue.Method) -> str:

@@ -21,6 +21,7 @@ install_import_hook(
         "whet.models.denoiser",
         "whet.models.kv",
         "whet.data",
+        "whet.ar",
     ],
     "tests.typecheck.checked",
 )

@@ -26,7 +26,8 @@ class Method:
     part, record under `results/reproduce`), `baseline` = a rule everyone compares with.
     parts: verb -> "module:attribute". A `decode` part is a frozen options dataclass whose
     `selector()` builds the rule; `generate` is its `custom_generate` callable; `train` builds a
-    training method from a recipe; `reproduce` runs the small-scale proof.
+    training method from a recipe; `tasks` are suites by level; `reproduce` runs
+    the small-scale proof.
     applies_to: kinds of model. needs: extras. conflicts: ids it cannot be combined with.
     order: rank in a chain. lossless: output distribution equals the baseline's.
     """
@@ -239,7 +240,10 @@ _ROWS: tuple[Method, ...] = (
         title="BeyondBench",
         arxiv="2509.24210",
         summary="Problems generated afresh and checked by computation: 44 tasks, 117 variations.",
-        parts={"reproduce": "whet.reproduce.beyondbench:BEYONDBENCH"},
+        parts={
+            "tasks": "whet.tasks.beyondbench:SUITES",
+            "reproduce": "whet.reproduce.beyondbench:BEYONDBENCH",
+        },
         needs=("solvers",),
     ),
     Method(

@@ -21,9 +21,9 @@ app = App(
 )
 for _verb, _help in (
     ("methods", "The catalogue: every method, its paper, what it applies to, its evidence."),
-    ("generate", "Text from a masked-diffusion LM with any decoder."),
+    ("generate", "Text from any LM; diffusion LMs with any decoder."),
     ("train", "Train a model from a recipe."),
-    ("evaluate", "Accuracy on generated tasks with verified answers."),
+    ("evaluate", "Accuracy on fresh problems with verified answers; perplexity."),
     ("benchmark", "Variants side by side in one run: quality, forwards, time, memory."),
     ("reproduce", "The small-scale proof of one paper's claim, on this machine."),
     ("report", "Records as tables, plots and one self-contained page."),

@@ -104,6 +104,19 @@ class DecoderFlags:
             if f.name != "decoder" and (value := getattr(self, f.name)) is not None
         }
 
+    def refuse_canvas(self, name: str) -> None:
+        """Errors: OptionError where a flag was given that means nothing to model `name`, which
+        writes left to right."""
+        from whet.errors import OptionError
+
+        given = [*(["decoder"] if self.decoder else []), *sorted(self.given())]
+        unfit = [f"--{g.replace('_', '-')}" for g in given if g not in ("temperature", "seed")]
+        if unfit:
+            raise OptionError(
+                f"{', '.join(unfit)}: {name} is autoregressive, decoders fill canvases of "
+                "diffusion models"
+            )
+
     @property
     def chain(self) -> str:
         """The decoder in the naming grammar, flags included."""

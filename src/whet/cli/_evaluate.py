@@ -148,15 +148,9 @@ class EvaluateJob:
         common: dict[str, Any] = {"name": name, "batch_size": self.batch_size}
         common["seed"] = flags.seed or 0
         if is_autoregressive(model):
-            unfit = sorted(set(flags.given()) - {"temperature", "seed"})
             # With several models, the decoder is for those that have one.
-            if (unfit or flags.decoder) and len(self.models) == 1:
-                given = ", ".join(
-                    f"--{n}" for n in [*(["decoder"] if flags.decoder else []), *unfit]
-                )
-                raise OptionError(
-                    f"{given}: {name} is autoregressive, decoders fill canvases of diffusion models"
-                )
+            if len(self.models) == 1:
+                flags.refuse_canvas(name)
             return wrap_model(model, tokenizer, **common), "autoregressive"
         options = flags.options()
         return wrap_model(model, tokenizer, decoder=options, **common), flags.chain

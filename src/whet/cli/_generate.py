@@ -25,8 +25,11 @@ from whet.dlm.texts import (
     generate_texts,
     stream_texts,
 )
-from whet.errors import InputError
+from whet.errors import InputError, OptionError
+from whet.evaluate.autoregressive import AutoregressiveModel
+from whet.evaluate.model import Generation, GenerationRequest
 from whet.models.denoiser import Denoiser
+from whet.models.registry import is_autoregressive
 
 
 @dataclass(frozen=True)
@@ -144,10 +147,16 @@ class Job:
         Errors: InputError naming unusable lines, after the rest is done; where nothing else than
         one bad prompt was asked for, its problem is the error.
         """
-        denoiser = Denoiser.of(self.model, self.tokenizer)
-        usable, problems = self._check(lines, denoiser)
+        if is_autoregressive(self.model):
+            self._refuse_canvas_flags()
+            usable, problems = self._fitting(lines)
+        else:
+            usable, problems = self._check(lines, Denoiser.of(self.model, self.tokenizer))
         sink = self._open()
         try:
+            if is_autoregressive(self.model):
+                self._continue(usable, sink)
+                return
             live = self.console.is_terminal and sink is None if self.live is None else self.live
             if live and not self.infill:
                 self._watch(usable, sink)
@@ -159,8 +168,83 @@ class Job:
                     sink.close()
             if self.trace is not None and self.traces:
                 write_json(self.trace, self.traces)
-        if problems:
-            raise InputError("; ".join(problems))
+            if problems and sys.exc_info()[0] is None:
+                raise InputError("; ".join(problems))
+
+    # --- autoregressive models
+
+    def _refuse_canvas_flags(self) -> None:
+        for name, value in (("infill", self.infill), ("trace", self.trace), ("live", self.live)):
+            if value:
+                raise OptionError(
+                    f"--{name} needs a canvas: {self.model.config.model_type} models write left to "
+                    "right"
+                )
+
+    def _fitting(self, lines: Sequence[Line]) -> tuple[list[Line], list[str]]:
+        under_test = self._under_test()
+        usable, problems = [], []
+        for line in lines:
+            need = under_test.count_tokens(line.prompt) + (line.gen_length or self.gen_length)
+            problem = line.problem
+            if problem is None and need > under_test.context_length:
+                problem = (
+                    f"line {line.request + 1}: prompt and gen_length need {need} tokens, the "
+                    f"model's context is {under_test.context_length}"
+                )
+            if problem is None:
+                usable.append(line)
+            else:
+                problems.append(problem)
+        return usable, problems
+
+    def _under_test(self) -> AutoregressiveModel:
+        return AutoregressiveModel(
+            self.model,
+            self.tokenizer,
+            name="model",
+            batch_size=self.batch_size,
+            seed=self.options.seed,
+        )
+
+    def _continue(self, lines: list[Line], sink: IO[str] | None) -> None:
+        """Batch by batch; on the screen in the order of the prompts."""
+        asked = [
+            GenerationRequest(
+                prompt=self._chatted(line.prompt),
+                max_new_tokens=line.gen_length or self.gen_length,
+                temperature=self.options.temperature,
+                request=line.request,
+            )
+            for line in lines
+        ]
+        waiting: dict[int, Generation] = {}
+        shown = 0
+        with progress("generate", len(lines)) as done:
+            for count, (index, made) in enumerate(self._under_test().generate(asked), 1):
+                waiting[index] = made
+                order = [index] if sink is not None else range(shown, len(lines))
+                for place in order:
+                    if place not in waiting:
+                        break
+                    text = waiting.pop(place)
+                    steps = int(text.forwards or 0)
+                    self._write(lines[place], text.text, steps, steps, sink)
+                    shown += 1
+                self._sync(sink)
+                done(count)
+
+    def _chatted(self, prompt: str) -> str:
+        if not self.chat:
+            return prompt
+        if not self.tokenizer.chat_template:
+            raise OptionError("the tokenizer has no chat template: leave --chat off")
+        message = [{"role": "user", "content": prompt}]
+        return str(
+            self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        )
+
+    # --- diffusion models
 
     def _check(self, lines: Sequence[Line], denoiser: Denoiser) -> tuple[list[Line], list[str]]:
         usable, problems = [], []

@@ -29,7 +29,14 @@ _NEEDED = (
     "pyyaml",
     "jinja2",
 )
-_EXTRAS = {"matplotlib": "plots: pip install 'whet[plots]'"}
+_EXTRAS = {
+    "matplotlib": "plots: pip install 'whet[plots]'",
+    "python-sat": "BeyondBench's puzzles: pip install 'whet[solvers]'",
+    "highspy": "BeyondBench's optimisation: pip install 'whet[solvers]'",
+    "lm-eval": "python -m whet.lm_eval: pip install 'whet[lm-eval]'",
+    "openai": "evaluate --endpoint: pip install 'whet[endpoint]'",
+    "diffusers": "LLaDA2Pipeline: pip install 'whet[diffusers]'",
+}
 _OLDEST = {"torch": (2, 11), "transformers": (5, 17)}
 
 
@@ -82,6 +89,7 @@ def _numbers(version: str) -> tuple[int, int]:
 
 
 def _machine() -> list[dict[str, Any]]:
+    from whet.evaluate.sandbox import namespaces_available
     from whet.measure.machine import machine
     from whet.zoo import names
 
@@ -94,6 +102,7 @@ def _machine() -> list[dict[str, Any]]:
         "memory": "unknown" if here.memory_gib is None else f"{here.memory_gib:.0f} GiB",
         "accelerator": here.gpu or "none: everything runs on the CPU",
         "free disk here": f"{free:.0f} GiB",
+        "code sandbox": namespaces_available() or "namespaces work",
         "zoo": ", ".join(names()) or "no weights in this package",
     }
     return [{"what": k, "found": v, "ok": True, "note": ""} for k, v in facts.items()]

@@ -21,7 +21,13 @@ app = App(
 @app.default
 def generate(
     *prompts: str,
-    gen_length: Annotated[int, Parameter(help="Positions to fill.")] = 16,
+    gen_length: Annotated[
+        int | None,
+        Parameter(
+            name=["--gen-length", "--max-new-tokens"],
+            help="Tokens to write (default: 16; autoregressive models: at most 128).",
+        ),
+    ] = None,
     batch_size: Annotated[int, Parameter(help="Prompts decoded together.")] = 32,
     chat: Annotated[bool, Parameter(help="Wrap prompts in the chat template.")] = False,
     infill: Annotated[
@@ -45,7 +51,9 @@ def generate(
     model_flags: ModelFlags = ModelFlags(),  # noqa: B008 - frozen
     decoder_flags: DecoderFlags = DecoderFlags(),  # noqa: B008 - frozen
 ) -> None:
-    """Decode prompts with a masked-diffusion LM. Without prompts, lines are read from stdin.
+    """Continue prompts with a diffusion LM and any decoder, or with an autoregressive LM.
+
+    Without prompts, lines are read from stdin.
 
     Parameters
     ----------
@@ -53,15 +61,19 @@ def generate(
         Texts to continue (or to fill, with --infill).
     """
     from whet.cli._generate import Job, read_prompts
+    from whet.models.registry import is_autoregressive
 
     options = decoder_flags.options()
     lines = read_prompts(prompts, input_, output)
     model, tokenizer = model_flags.load()
+    if is_autoregressive(model):
+        decoder_flags.refuse_canvas(model_flags.model)
+        gen_length = 128 if gen_length is None else gen_length
     Job(
         model=model,
         tokenizer=tokenizer,
         options=options,
-        gen_length=gen_length,
+        gen_length=16 if gen_length is None else gen_length,
         batch_size=batch_size,
         chat=chat,
         infill=infill,

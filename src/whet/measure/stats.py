@@ -44,8 +44,11 @@ def newcombe(k: int, n: int, j: int, m: int, level: float = 0.95) -> tuple[float
     """k/n - j/m of two independent samples with its interval (value, low, high).
 
     Newcombe, "Interval estimation for the difference between independent proportions", 1998,
-    method 10: the two Wilson intervals combined. Errors: OptionError as in `wilson`.
+    method 10: the two Wilson intervals combined. Errors: OptionError as in `wilson`, and where a
+    sample has no item.
     """
+    if n < 1 or m < 1:
+        raise OptionError(f"a difference of shares needs items in both samples, got n={n}, m={m}")
     p, q = k / n, j / m
     (p_low, p_high), (q_low, q_high) = wilson(k, n, level), wilson(j, m, level)
     low = p - q - math.hypot(p - p_low, q_high - q)

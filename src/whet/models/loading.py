@@ -30,7 +30,7 @@ def load_checkpoint(
     from transformers import AutoTokenizer
 
     from whet.models.denoiser import TRAITS
-    from whet.models.registry import register
+    from whet.models.registry import is_encoder, register
 
     register()  # Dream's tokenizer class is found through it
     directory = resolve_directory(source)
@@ -53,6 +53,11 @@ def load_checkpoint(
     if info["missing_keys"]:
         gone = sorted(info["missing_keys"])
         raise CheckpointError(f"{directory}: {_count(gone, 'tensor')} missing: {_some(gone)}")
+    if not named and is_encoder(model):
+        raise CheckpointError(
+            f"{directory}: model_type {config.model_type!r} with is_decoder false reads both ways: "
+            "it is neither autoregressive nor a masked diffusion language model"
+        )
     for name, tensor in model.state_dict().items():
         if not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"{directory}: tensor {name} holds NaN or infinite values")

@@ -61,6 +61,15 @@ def is_autoregressive(model: Any) -> bool:
     return model.config.model_type not in TRAITS
 
 
+def is_encoder(model: Any) -> bool:
+    """Whether a model of transformers' that also comes as an encoder (BERT, …) is one."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    config = model.config
+    both = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return both and getattr(config, "is_decoder", None) is False
+
+
 @functools.cache
 def register() -> None:
     """Make AutoConfig, AutoModel, AutoModelForMaskedLM, …ForCausalLM and AutoTokenizer know them.

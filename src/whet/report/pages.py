@@ -33,12 +33,13 @@ def from_folder(*folders: str | os.PathLike[str], title: str = "whet: measured r
 
 
 def find_all(folders: Sequence[str | os.PathLike[str]]) -> list[tuple[str, Path, Record]]:
-    """(name, path, record) of every record at or below the folders; names are distinct.
+    """(name, path, record) of every record at or below the folders, once; names are distinct.
 
     Errors: InputError as in `from_folder`.
     """
     roots = [Path(folder) for folder in folders]
-    found = [(root, path, record) for root in roots for path, record in find(root)]
+    every = [(root, path, record) for root in roots for path, record in find(root)]
+    found = list({path.resolve(): (root, path, record) for root, path, record in every[::-1]}.values())[::-1]
     if not found:
         shown = ", ".join(map(str, roots))
         raise InputError(f"no records in {shown}: `whet reproduce` and `whet benchmark` write them")

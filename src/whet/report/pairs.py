@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,8 @@ class Pair:
 def pair_records(records: Sequence[tuple[Path, Record]]) -> list[Pair]:
     """Every two arms of different records that answered at least two of the same items.
 
-    Records without items, and items without verdicts, are passed over.
+    Records without items, and items without verdicts, are passed over. Arms of one name are told
+    apart by what is different in the paths of their records.
     Errors: those of `load_items` for damaged items.
     """
     arms: list[tuple[int, str, dict[str, float]]] = []
@@ -57,6 +59,7 @@ def pair_records(records: Sequence[tuple[Path, Record]]) -> list[Pair]:
             }
             arms.append((place, name, verdicts))
     repeated = [name for _, name, _ in arms]
+    places = _distinct([path for path, _ in records])
     pairs = []
     for (i, a, first), (j, b, second) in itertools.combinations(arms, 2):
         shared = [item for item in first if item in second]
@@ -66,7 +69,7 @@ def pair_records(records: Sequence[tuple[Path, Record]]) -> list[Pair]:
         y = np.array([first[s] for s in shared])
         value, low, high = paired_bootstrap(x, y, "difference")
         labels = [
-            f"{name} ({records[k][0].stem})" if repeated.count(name) > 1 else name
+            f"{name} ({places[k]})" if repeated.count(name) > 1 else name
             for k, name in ((i, a), (j, b))
         ]
         pairs.append(
@@ -81,3 +84,15 @@ def pair_records(records: Sequence[tuple[Path, Record]]) -> list[Pair]:
             )
         )
     return pairs
+
+
+def _distinct(paths: Sequence[Path]) -> list[str]:
+    """Paths without the folders and the file name that all of them share."""
+    if len(paths) < 2:
+        return [path.stem for path in paths]
+    whole = [path.resolve().with_suffix("") for path in paths]
+    common = os.path.commonpath([path.parent for path in whole])
+    short = [path.relative_to(common) for path in whole]
+    if len({path.name for path in short}) == 1 and all(len(path.parts) > 1 for path in short):
+        short = [path.parent for path in short]
+    return [path.as_posix() for path in short]

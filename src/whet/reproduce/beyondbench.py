@@ -63,7 +63,7 @@ class BeyondBenchProof:
     def _run(self, out: Path, level: str, on_progress: OnProgress) -> Record:
         task = self._task(self.size)
         fixed = list(problems(task, seed=self.seed, split="train", count=self.fixed))
-        work = out / "beyondbench.work"
+        work = out / "beyondbench.work" / level  # a checkpoint of another length is refused
         memoriser = self._train(_cycle(fixed), work / "memoriser", "memoriser")
         on_progress(0.4)
         learner = self._train(_stream(task), work / "learner", "learner")
@@ -135,7 +135,10 @@ class BeyondBenchProof:
             return copy.deepcopy(training.model).eval(), training.tokenizer
 
     def _seen(self, task: Task) -> list[Instance]:
-        """The first problems of the learner's own stream, drawn again by its keys."""
+        """The first problems of the learner's own stream, drawn again by its keys.
+
+        Fewer than `fresh` where the training did not draw as many.
+        """
         found: dict[str, Instance] = {}
 
         def note(rng: np.random.Generator) -> tuple[str, str]:
@@ -144,10 +147,10 @@ class BeyondBenchProof:
             return instance.prompt, instance.example
 
         mixture = self._training(note).mixture
-        step = 0
-        while len(found) < self.fresh:
+        for step in range(self.steps):
+            if len(found) >= self.fresh:
+                break
             mixture.batch(step)
-            step += 1
         return list(found.values())[: self.fresh]
 
     def _ask(

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 
 from whet.errors import OptionError, nearest
 from whet.spec import Spec
-from whet.tasks import scratchpad
+from whet.tasks import beyondbench, scratchpad
 from whet.tasks.base import Task
-from whet.tasks.beyondbench import easy, hard, medium
 from whet.tasks.beyondbench.base import BeyondTask
 
 SUITES: dict[str, tuple[type[Task], ...]] = {
@@ -26,10 +25,8 @@ SUITES: dict[str, tuple[type[Task], ...]] = {
         scratchpad.Permutation,
         scratchpad.Sorting,
     ),
-    "beyondbench:easy": easy.TASKS,
-    "beyondbench:medium": medium.TASKS,
-    "beyondbench:hard": hard.TASKS,
-    "beyondbench": (*easy.TASKS, *medium.TASKS, *hard.TASKS),
+    **{f"beyondbench:{level}": tasks for level, tasks in beyondbench.SUITES.items()},
+    "beyondbench": tuple(task for tasks in beyondbench.SUITES.values() for task in tasks),
 }
 TASKS: dict[str, type[Task]] = {cls.id: cls for suite in SUITES.values() for cls in suite}
 
@@ -47,10 +44,12 @@ def get_task(name: str) -> Task:
 
     Errors: OptionError for an unknown task, suite or setting, with the nearest match.
     """
-    if name in SUITES:
-        raise OptionError(f"{name!r} is a suite of {len(SUITES[name])} tasks: name one of them")
-    spec = Spec.parse(name)
-    cls = _class_of(spec, name)
+    text = _plain(name)
+    suite = _suite_of(text)
+    if suite is not None:
+        raise OptionError(f"{name!r} is a suite of {len(SUITES[suite])} tasks: name one of them")
+    spec = Spec.parse(text)
+    cls = _class_of(spec)
     found = cls.cells(spec.settings)
     if len(found) > 1 and not spec.settings:
         return cls()
@@ -72,7 +71,7 @@ def select(
 
     mode: of all BeyondBench tasks that do not say theirs. sizes: used instead of each task's
     default ones. In a suite, tasks for which one is impossible go without it, and cells that have
-    no problem at all are left out; both are noted.
+    no problem at all are left out; both are noted. A cell that is named twice is there once.
     Errors: OptionError as in `expand`; also where a task that is named itself cannot have one of
     the sizes, or nothing is left.
     """
@@ -84,7 +83,7 @@ def select(
     for text in map(_plain, names):
         suite = _suite_of(text)
         spec = Spec.parse(text if suite is None else f"suite{text.removeprefix(suite)}")
-        classes = (_class_of(spec, text),) if suite is None else SUITES[suite]
+        classes = (_class_of(spec),) if suite is None else SUITES[suite]
         for cls in classes:
             settings = dict(spec.settings)
             if mode is not None and issubclass(cls, BeyondTask):
@@ -99,7 +98,7 @@ def select(
                     tasks.append(task)
     if not tasks:
         raise OptionError("; ".join(notes) or f"no task named: known are {_known()}")
-    return Selection(tasks, notes)
+    return Selection(list(dict.fromkeys(tasks)), list(dict.fromkeys(notes)))
 
 
 def _impossible(
@@ -114,18 +113,25 @@ def _impossible(
     if not sizes or not issubclass(cls, BeyondTask) or "size" in settings:
         return []
     mode = settings.get("mode", "faithful")
-    possible = {s for v in cls.variations or ("",) for s in cls.allowed_sizes(v, mode)}  # type: ignore[arg-type]
-    gone = [str(s) for s in sizes if s not in possible]
-    fixed = all(len(cls.allowed_sizes(v, mode)) == 1 for v in cls.variations or ("",))  # type: ignore[arg-type]
-    if fixed or not gone:
+    kinds = (settings["variation"],) if "variation" in settings else cls.variations or ("",)
+    allowed = {kind: cls.allowed_sizes(kind, mode) for kind in kinds}  # type: ignore[arg-type]
+    if all(len(found) == 1 for found in allowed.values()):
         return []
-    span = f"they go from {min(possible)} to {max(possible)}"
-    text = f"{cls.id}: sizes {', '.join(gone)} are impossible, {span}"
-    if named:
-        raise OptionError(text)
-    if made and len({getattr(task, "variation", "") for task in made}) < len(cls.variations):
-        text = f"{text}, some variations need larger ones"
-    return [text if made else f"{text}: left out"]
+    possible = {size for found in allowed.values() for size in found}
+    gone = [str(size) for size in sizes if size not in possible]
+    notes = []
+    if gone:
+        span = f"they go from {min(possible)} to {max(possible)}"
+        end = "" if made else ": left out"
+        notes.append(f"{cls.id}: sizes {', '.join(gone)} are impossible, {span}{end}")
+    # A variation with one size keeps it, so these have several and none that was asked for.
+    out = [kind for kind in kinds if kind not in {getattr(task, "variation", "") for task in made}]
+    if out and not (gone and not made):
+        asked = ", ".join(map(str, sizes))
+        notes.append(f"{cls.id}: {', '.join(out)} cannot have the sizes {asked}: left out")
+    if named and (gone or not made):
+        raise OptionError("; ".join(note.removesuffix(": left out") for note in notes))
+    return notes
 
 
 def _suite_of(text: str) -> str | None:
@@ -135,7 +141,8 @@ def _suite_of(text: str) -> str | None:
 
 
 def _plain(text: str) -> str:
-    """`beyondbench:sum` is the task `sum`; other names are as they are."""
+    """`beyondbench:sum` is the task `sum`; other names are as they are, without a last colon."""
+    text = text.strip().rstrip(":")
     suite, _, rest = text.partition(":")
     head = rest.partition(":")[0]
     if suite != "beyondbench" or not head or "=" in head or f"{suite}:{head}" in SUITES:
@@ -146,7 +153,7 @@ def _plain(text: str) -> str:
     return rest
 
 
-def _class_of(spec: Spec, text: str) -> type[Task]:
+def _class_of(spec: Spec) -> type[Task]:
     pool = TASKS
     if spec.suite is not None:
         if spec.suite not in SUITES:

@@ -39,10 +39,8 @@ class BeyondTask(Task):
         if not self.variation and self.variations:
             object.__setattr__(self, "variation", self.variations[0])
         if self.variation and self.variation not in self.variations:
-            raise OptionError(
-                f"task {self.id!r} has no variation {self.variation!r}: "
-                f"{nearest(self.variation, self.variations)}"
-            )
+            known = nearest(self.variation, self.variations) if self.variations else "it has none"
+            raise OptionError(f"task {self.id!r} has no variation {self.variation!r}: {known}")
         allowed = self.allowed_sizes(self.variation, self.mode)
         if self.size is None:
             object.__setattr__(self, "size", self.default_sizes(self.variation, self.mode)[0])
@@ -81,7 +79,7 @@ class BeyondTask(Task):
         """See `Task.cells`. A variation with one possible size keeps it whatever is asked for."""
         given = dict(settings)
         if "size" in given:
-            found = [int(given.pop("size"))] if str(given["size"]).isdigit() else None
+            found = [int(given.pop("size"))] if str(given["size"]).isdecimal() else None
             if found is None:
                 raise OptionError(f"task {cls.id!r}: size={given['size']!r} must be a whole number")
         else:
@@ -101,6 +99,12 @@ class BeyondTask(Task):
             for size in chosen:
                 out.extend(super().cells({**given, "variation": variation, "size": size}))
         return out
+
+    def certify(self, instance: Instance) -> str:
+        """What a solver has against an instance: "" where it is solvable, and unique or optimal
+        where its prompt or its checker says so.
+        """
+        return "" if self.check(instance, self.solve(instance)).ok else "no solution is accepted"
 
     def instance(self, prompt: str, data: tuple[Any, ...], answer: Any) -> Instance:
         """An Instance of this cell: `answer` is one valid answer. data: plain values only."""

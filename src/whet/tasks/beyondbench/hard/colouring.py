@@ -19,6 +19,7 @@ from whet.tasks.answers import last_block, last_mapping, mapping, read
 from whet.tasks.base import Instance, Mode, Verdict
 from whet.tasks.beyondbench.base import BeyondTask, Drawing, Level
 from whet.tasks.beyondbench.hard.colouring_graphs import FAITHFUL, WIDE, Family, Graph
+from whet.tasks.beyondbench.hard.solvers_sat import model
 
 _NAMES = range(10, 100)  # of the vertices in wide mode
 _PALETTE = ("red", "blue", "green", "yellow", "orange", "purple", "brown", "pink", "black", "white")
@@ -93,6 +94,13 @@ class GraphColoring(BeyondTask):
         vertices, edges, _ = instance.data
         return named(colouring(vertices, edges))
 
+    def certify(self, instance: Instance) -> str:
+        """By python-sat: k colours are enough and k - 1 are not."""
+        vertices, edges, k = instance.data
+        if sat_colourable(vertices, edges, k - 1):
+            return f"{k - 1} colours are enough"
+        return super().certify(instance)
+
     def log10_space(self) -> float:
         """Exact in faithful mode; in wide mode names times graphs, see `colouring_graphs`."""
         n = self.size or 0
@@ -128,6 +136,16 @@ def colouring(vertices: Sequence[int], edges: Sequence[Sequence[int]]) -> dict[i
     while (found := _colour(near, k)) is None:
         k += 1
     return {v: found[v] for v in vertices}
+
+
+def sat_colourable(vertices: Sequence[int], edges: Sequence[Sequence[int]], k: int) -> bool:
+    """Whether k colours are enough, by python-sat."""
+    if k < 1:
+        return not vertices
+    name = {(v, c): 1 + i * k + c for i, v in enumerate(vertices) for c in range(k)}
+    clauses = [[name[v, c] for c in range(k)] for v in vertices]
+    clauses += [[-name[u, c], -name[v, c]] for u, v in edges for c in range(k)]
+    return model(clauses) is not None
 
 
 def _colour(near: Mapping[int, Sequence[int]], k: int) -> dict[int, int] | None:

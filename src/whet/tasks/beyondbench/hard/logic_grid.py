@@ -198,6 +198,11 @@ class LogicGrid(BeyondTask):
             raise ValueError("the clues contradict each other")
         return found[0]
 
+    def certify(self, instance: Instance) -> str:
+        """By python-sat: exactly one grid fits the clues."""
+        found = len(solutions(Puzzle(*instance.data), limit=2))
+        return super().certify(instance) if found == 1 else f"{found} solutions or more"
+
     def render(self, answer: Any) -> str:
         lines = (
             f"{person}: [{', '.join(f'{c}: {v}' for c, v in row.items())}]"

@@ -23,6 +23,7 @@ from whet.tasks.beyondbench.hard.sudoku_boards import (
     BOXES,
     Board,
     box_map,
+    count_by_sat,
     draw_cages,
     fill,
     irregular_maps,
@@ -150,6 +151,11 @@ class SudokuSolving(BeyondTask):
         n = len(board.symbols)
         full = solved_by_sat(board, given)
         return [full[r : r + n] for r in range(0, n * n, n)]
+
+    def certify(self, instance: Instance) -> str:
+        """By python-sat: exactly one solution."""
+        found = count_by_sat(*_board(instance), limit=2)
+        return super().certify(instance) if found == 1 else f"{found} solutions or more"
 
     def log10_space(self) -> float:
         """About: complete grids times the choices of the fewest blanks (and numbers in wide mode).
