@@ -42,7 +42,8 @@ def page(method: catalogue.Method) -> str:
         lines += _tasks(method)
     lines += ["## Notes", "", inspect.cleandoc(module.__doc__ or ""), ""]
     lines += _evidence(method)
-    source = "src/" + module.__name__.replace(".", "/") + ".py"
+    assert module.__file__ is not None
+    source = Path(module.__file__).relative_to(ROOT).as_posix()
     lines += [f"Source: `{source}`", ""]
     return "\n".join(lines)
 

@@ -6,11 +6,16 @@ from safetensors import safe_open
 
 import whet
 from whet import zoo
+from whet.bench.eval_models import eval_model
+from whet.bench.evaluation import Draw, answer
 from whet.dlm.low_confidence import LowConfidence
 from whet.dlm.texts import generate_texts
-from whet.evaluate import accuracy_rows, draw_problems, judge_texts
+from whet.evaluate import accuracy_rows, draw_problems, judge_texts, outcome_metrics
+from whet.evaluate.run import Budget
 from whet.tasks import expand
 from whet.zoo.training import TaskRecipe
+
+DIFFUSION = ["tiny-dlm", "tiny-dream"]
 
 
 @pytest.mark.parametrize("name", zoo.names())
@@ -22,12 +27,25 @@ def test_weights_are_small_and_float16(name):
 
 
 def test_the_zoo_is_what_it_should_be():
-    assert zoo.names() == ["tiny-dlm", "tiny-dream"]
+    assert zoo.names() == ["tiny-ar", *DIFFUSION]
     for name in zoo.names():
         TaskRecipe.read(zoo.recipes()[name])
 
 
-@pytest.mark.parametrize("name", zoo.names())
+def test_the_autoregressive_model_works_out_fresh_problems():
+    """A coarse check that the shipped weights work; the figures are in records."""
+    model = eval_model("tiny-ar", batch_size=70)
+    draw = Draw(tasks=("scratchpad", "find_maximum", "count_negative"), sizes=(8,), n=90, seed=77)
+    answered = answer(model, draw.problems()[0], chain="autoregressive", budget=Budget(reasoning=0))
+    thoughts = [o.text for o in answered.outcomes if o.problem.task.id == "queens"]
+    assert all(text.startswith("<think>") for text in thoughts)
+    assert len(set(map(len, thoughts))) > 1, "workings differ in length"
+    metrics = outcome_metrics(answered.outcomes)
+    assert metrics["accuracy"].ci[0] > 0.5
+    assert metrics["accuracy/find_maximum"].value > 0.5
+
+
+@pytest.mark.parametrize("name", DIFFUSION)
 def test_greedy_solves_fresh_problems(name):
     """A coarse check that the shipped weights work; the figures are in records."""
     model, tokenizer = whet.load(name)

@@ -249,7 +249,7 @@ def test_stale_keys_are_mixed_in_as_by_hand(tiny_llada, kind, vicinity, seed):
 
 
 def fed_columns(family, kind, before, length, refresh=None, vicinity=0):
-    """Columns fed in each step of a decoding of one token per step, by the card's formula."""
+    """Columns fed in each step of a decoding of one token per step, by the formula."""
     shift, causal, end = int(family == "tiny_dream"), family in CAUSAL, before + length
     widths, last = [], None
     for low, high in window_ends(family, before, length):
@@ -289,7 +289,7 @@ def fed_columns(family, kind, before, length, refresh=None, vicinity=0):
 )
 @pytest.mark.parametrize(("before", "guidance"), [(1, 0.0), (8, 0.0), (6, 0.5)])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_fed_is_the_cards_formula(request, family, before, guidance, settings):
+def test_what_is_fed_is_what_the_formula_says(request, family, before, guidance, settings):
     kind, length, copies = settings.get("cache", "none"), 8, 2 if guidance else 1
     if kind not in ("none", *KINDS[family]):
         settings, kind = {}, "none"

@@ -1,4 +1,4 @@
-"""Parallel-forced decoding: against a plain allocator, and the card's exact invariants."""
+"""Parallel-forced decoding: against a plain allocator, and its exact invariants."""
 
 import dataclasses
 import math

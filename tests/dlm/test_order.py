@@ -21,7 +21,7 @@ def of(steps, confidence=None, **settings):
 
 
 def brute(steps, confidence, k, within_step):
-    """The card's sum, one micro-step at a time, over the shrinking set of masks."""
+    """The sum by its definition, one micro-step at a time, over the shrinking set of masks."""
     masks = {p for p, s in enumerate(steps) if s >= 0}
 
     def turn(p):

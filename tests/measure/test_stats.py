@@ -6,7 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whet.errors import InputError, OptionError
-from whet.measure.stats import _resampled, bootstrap_mean, mcnemar, paired_bootstrap, wilson
+from whet.measure.stats import (
+    _resampled,
+    bootstrap_mean,
+    mcnemar,
+    newcombe,
+    paired_bootstrap,
+    wilson,
+)
 
 quick = settings(max_examples=50, deadline=None)  # timing is not under test
 counts = st.integers(0, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
@@ -50,6 +57,49 @@ def test_wilson_known_values():
 def test_wilson_refuses_nonsense(bad):
     with pytest.raises(OptionError):
         wilson(*bad)
+
+
+@pytest.mark.parametrize(
+    ("samples", "interval"),
+    [
+        ((56, 70, 48, 80), (0.0524, 0.3339)),
+        ((9, 10, 3, 10), (0.1705, 0.8090)),
+        ((10, 10, 0, 20), (0.6791, 1.0)),
+        ((10, 10, 0, 10), (0.6075, 1.0)),
+        ((0, 10, 0, 20), (-0.1611, 0.2775)),
+    ],
+)
+def test_newcombe_known_values(samples, interval):
+    # Newcombe, Statistics in Medicine 17 (1998) 873, table II, method 10.
+    k, n, j, m = samples
+    value, low, high = newcombe(*samples)
+    assert value == pytest.approx(k / n - j / m)
+    assert (low, high) == pytest.approx(interval, abs=5.1e-5)
+
+
+@quick
+@given(counts, counts, st.floats(0.5, 0.99))
+def test_newcombe_is_antisymmetric_and_stays_in_range(first, second, level):
+    if 0 in (first[1], second[1]):
+        with pytest.raises(OptionError, match="items in both samples"):
+            newcombe(*first, *second)
+        return
+    value, low, high = newcombe(*first, *second, level)
+    assert -1 - 1e-12 <= low <= value <= high <= 1 + 1e-12
+    back = newcombe(*second, *first, level)
+    assert back == pytest.approx((-value, -high, -low), abs=1e-12)
+    wide = newcombe(*first, *second, 0.995)
+    assert wide[1] <= low
+    assert high <= wide[2]
+
+
+def test_newcombe_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(3)
+    hits = 0
+    for _ in range(400):
+        _, low, high = newcombe(rng.binomial(40, 0.8), 40, rng.binomial(60, 0.5), 60, 0.9)
+        hits += low <= 0.3 <= high
+    assert 0.86 <= hits / 400 <= 0.97
 
 
 @quick

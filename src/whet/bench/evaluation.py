@@ -14,15 +14,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from whet.errors import OptionError
-from whet.evaluate.file_tasks import is_static, load_problems
+from whet.errors import InputError, OptionError
+from whet.evaluate.file_tasks import FileTask, is_static, load_problems
 from whet.evaluate.model import EvalModel
 from whet.evaluate.perplexity import Perplexity
 from whet.evaluate.run import AnswerLog, Budget, plan, run_model, with_examples
-from whet.evaluate.runner import Outcome, Problem, draw_limited, draw_problems
+from whet.evaluate.runner import (
+    Outcome,
+    Problem,
+    by_task,
+    cell_name,
+    draw_limited,
+    draw_problems,
+    interleave,
+)
 from whet.evaluate.summary import cell_rows, counted, outcome_metrics, paired_comparisons
 from whet.measure.items import save_items
 from whet.measure.record import Arm, Comparison, Metric, Record, new_record
+from whet.tasks import evaluation_only
 from whet.tasks.registry import select
 
 
@@ -32,7 +41,7 @@ class Draw:
 
     tasks: names as users write them. sizes, mode: instead of the default ones. n: problems in all,
     or limit: problems per task; one of them. seed: of the problems. data: folder of benchmarks
-    that come as files (gsm8k, …); shots: solved examples of those, None = as usual.
+    that come as files (gsm8k, …); shots: solved examples, None = none, or the benchmark's number.
     """
 
     tasks: tuple[str, ...]
@@ -50,27 +59,46 @@ class Draw:
         Errors: OptionError for unknown names, impossible sizes, or both n and limit.
         """
         static = [name for name in self.tasks if is_static(name)]
+        if self.n is not None and self.limit is not None:
+            raise OptionError("give either n (problems in all) or limit (problems per task)")
         if static:
             if len(static) < len(self.tasks):
                 other = next(name for name in self.tasks if name not in static)
                 raise OptionError(f"{static[0]} comes from files, {other} is drawn: run them apart")
             folder = Path(self.data) if self.data is not None else None
+            share = None if self.n is None else -(-self.n // len(static))
             loaded = load_problems(
                 static,
                 folder,
-                limit=self.limit,
+                limit=self.limit if share is None else max(1, share),
                 shots=self.shots,
                 allow_unsandboxed=allow_unsandboxed,
             )
-            return loaded[: self.n], []
-        if (self.n is None) == (self.limit is None):
-            raise OptionError("give either n (problems in all) or limit (problems per task)")
+            if self.n is not None and self.n < 1:
+                raise OptionError(f"n={self.n} must be at least 1")
+            return interleave(list(by_task(loaded)))[: self.n], []
         chosen = select(self.tasks, sizes=self.sizes, mode=self.mode)
+        tasks = list(dict.fromkeys(chosen.tasks))  # a suite and one of its tasks may be named
+        notes = list(dict.fromkeys(chosen.notes))
+        if self.shots:
+            few = [cell_name(task) for task in tasks if evaluation_only(task)]
+            tasks = [task for task in tasks if not evaluation_only(task)]
+            if few:
+                more = f" and {len(few) - 1} more cells" if len(few) > 1 else ""
+                notes.append(f"{few[0]}{more}: no problems to show solved, left out")
+            if not tasks:
+                raise OptionError(notes[-1])
         if self.limit is not None:
-            drawn = draw_limited(chosen.tasks, self.limit, seed=self.seed)
-            return drawn.problems, chosen.notes + drawn.notes
-        assert self.n is not None
-        return draw_problems(chosen.tasks, self.n, seed=self.seed), chosen.notes
+            drawn = draw_limited(tasks, self.limit, seed=self.seed)
+            found, notes = drawn.problems, notes + drawn.notes
+        elif self.n is not None:
+            found = draw_problems(tasks, self.n, seed=self.seed)
+        else:
+            raise OptionError("give n (problems in all) or limit (problems per task)")
+        unique = {p.id: p for p in reversed(found)}
+        if len(unique) < len(found):
+            notes.append(f"{len(found) - len(unique)} problems came twice and are asked once")
+        return [p for p in found if unique[p.id] is p], notes
 
     def as_settings(self) -> dict[str, Any]:
         """As records and logs say it."""
@@ -79,21 +107,17 @@ class Draw:
         return given | {"data": self.data, "shots": self.shots}
 
     @classmethod
-    def from_settings(cls, value: Mapping[str, Any]) -> Draw:
-        """The reverse of `as_settings`. Errors: OptionError where something is missing."""
+    def from_settings(cls, value: Any) -> Draw:
+        """The reverse of `as_settings`. Errors: InputError where it is not what that gives."""
         try:
-            return cls(
-                tasks=tuple(value["tasks"]),
-                sizes=tuple(value["sizes"]),
-                mode=value["mode"],
-                n=value["n"],
-                limit=value["limit"],
-                seed=value["seed"],
-                data=value["data"],
-                shots=value["shots"],
-            )
+            fields = {**value, "tasks": tuple(value["tasks"]), "sizes": tuple(value["sizes"])}
+            found = cls(**fields)
         except (KeyError, TypeError) as error:
-            raise OptionError(f"the log does not say which problems it answers ({error})") from None
+            raise InputError(f"the log does not say which problems it answers ({error})") from None
+        numbers = [found.seed, *found.sizes, *(x for x in (found.n, found.limit) if x is not None)]
+        if not all(isinstance(x, int) for x in numbers) or found.as_settings() != value:
+            raise InputError("the log does not say which problems it answers")
+        return found
 
 
 @dataclass
@@ -126,16 +150,30 @@ def answer(
     prompts = with_examples(asked, shots, seed=seed)
     if chat is not None:
         prompts = [chat(text) for text in prompts]
-    planned = plan(model, asked, budget=budget, prompts=prompts)
+    planned = plan(model, asked, budget=budget, prompts=prompts, chat=chat is not None)
     fresh = log is None or not log.answers
     start = time.perf_counter()
     outcomes = run_model(model, asked, plan=planned, log=log, on_done=on_done)
     seconds = time.perf_counter() - start
-    settings: dict[str, Any] = {"shots": shots, "chat": chat is not None}
+    settings: dict[str, Any] = {"chat": chat is not None}
+    if not any(isinstance(p.task, FileTask) for p in asked):  # those bring their own
+        settings["shots"] = shots
     lengths = sorted({r.max_new_tokens for r in planned.requests.values()})
     if lengths:
         settings["max_new_tokens"] = lengths[0] if len(lengths) == 1 else [lengths[0], lengths[-1]]
     return Answered(model.name, chain, outcomes, seconds if fresh else None, settings)
+
+
+def skipped_note(answered: Answered) -> str:
+    """A sentence on what a model was not asked ("" where it was asked everything)."""
+    skipped = [o for o in answered.outcomes if o.bucket == "skipped_budget"]
+    if not skipped:
+        return ""
+    first = skipped[0]
+    return (
+        f"{answered.name}: {len(skipped)} of {len(answered.outcomes)} problems skipped, such as "
+        f"{cell_name(first.problem.task)}: {first.reason}"
+    )
 
 
 def evaluation_record(
@@ -158,9 +196,7 @@ def evaluation_record(
         list(zip(names, answered, strict=True))[:1], list(zip(names, answered, strict=True))[1:]
     ):
         comparisons += _compare(b, other, a, first)
-    spaces = {
-        _cell_label(row): round(row["log10_space"], 2) for row in cell_rows(answered[0].outcomes)
-    }
+    spaces = {row["cell"]: round(row["log10_space"], 2) for row in cell_rows(answered[0].outcomes)}
     return new_record(
         "evaluate",
         title="Valid answers on fresh problems",
@@ -174,7 +210,7 @@ def evaluation_record(
         arms=[_arm(arm, a) for arm, a in zip(names, answered, strict=True)],
         items=items,
         comparisons=comparisons,
-        notes=list(notes),
+        notes=[*notes, *filter(None, map(skipped_note, answered))],
     )
 
 
@@ -282,8 +318,3 @@ def _items(
         "ids": [p.id for p in problems],
         "arms": {n: columns(a) for n, a in zip(names, answered, strict=True)},
     }
-
-
-def _cell_label(row: Mapping[str, Any]) -> str:
-    label = f"{row['task']}/{row['variation']}" if row["variation"] else str(row["task"])
-    return f"{label}, size {row['size']}" if row["size"] else label

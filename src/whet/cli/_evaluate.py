@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from whet._io import check_writable
 from whet.bench.evaluation import (
@@ -16,6 +19,7 @@ from whet.bench.evaluation import (
     evaluation_record,
     fingerprint,
     log_name,
+    skipped_note,
 )
 from whet.cli._common import DecoderFlags, HardwareFlags, progress
 from whet.errors import InputError, OptionError
@@ -28,7 +32,9 @@ from whet.report.tables import arms_table, breakdown_tables, comparisons_table, 
 
 _DEFAULT_PROBLEMS = 400
 _WINDOW = 2048
+_PATIENCE = 10.0  # seconds to connect
 _NAME = "evaluate"
+_VARIATIONS = "accuracy by variation"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +99,7 @@ class EvaluateJob:
             limit=self.limit,
             seed=seed or 0,
             data=str(self.data) if self.data is not None else None,
-            shots=self.shots if static else None,
+            shots=self.shots,
         )
 
     @property
@@ -107,9 +113,10 @@ class EvaluateJob:
 
     def _answered(self) -> tuple[list[Answered], Draw, list[str]]:
         draw, budget = self.draw, self.budget
-        asked, notes = draw.problems(allow_unsandboxed=self.allow_unsandboxed_code)
         if len(set(self.models)) < len(self.models):
             raise OptionError(f"models are named twice: {', '.join(self.models)}")
+        self._check_folder()
+        asked, notes = draw.problems(allow_unsandboxed=self.allow_unsandboxed_code)
         for note in notes:
             print(note, file=sys.stderr)
         answered = []
@@ -129,6 +136,8 @@ class EvaluateJob:
                     on_done=done,
                 )
             answered.append(made)
+            if note := skipped_note(made):
+                print(note, file=sys.stderr)
         return answered, draw, notes
 
     def _model(self, name: str) -> tuple[EvalModel, str]:
@@ -139,21 +148,24 @@ class EvaluateJob:
 
             if flags.decoder is not None:
                 raise OptionError("--decoder does not reach a model behind an endpoint")
+            check_reachable(self.endpoint)
             return EndpointModel(self.endpoint, name, seed=flags.seed), f"endpoint:{name}"
         import whet
         from whet.bench.eval_models import wrap_model
         from whet.models.registry import is_autoregressive
 
-        model, tokenizer = whet.load(name, dtype=self.hardware.check(), device=self.hardware.device)
+        loaded, tokenizer = whet.load(
+            name, dtype=self.hardware.check(), device=self.hardware.device
+        )
         common: dict[str, Any] = {"name": name, "batch_size": self.batch_size}
         common["seed"] = flags.seed or 0
-        if is_autoregressive(model):
+        if is_autoregressive(loaded):
             # With several models, the decoder is for those that have one.
             if len(self.models) == 1:
                 flags.refuse_canvas(name)
-            return wrap_model(model, tokenizer, **common), "autoregressive"
+            return wrap_model(loaded, tokenizer, **common), "autoregressive"
         options = flags.options()
-        return wrap_model(model, tokenizer, decoder=options, **common), flags.chain
+        return wrap_model(loaded, tokenizer, decoder=options, **common), flags.chain
 
     def _chat(self, model: EvalModel) -> Callable[[str], str] | None:
         if not self.chat:
@@ -173,6 +185,18 @@ class EvaluateJob:
 
         return wrapped
 
+    def _check_folder(self) -> None:
+        """Errors: InputError where the record of another model would be written over."""
+        if self.out is None:
+            return
+        own = {log_name(name) for name in self.models}
+        others = sorted(p.name for p in self.out.glob("answers-*.jsonl") if p.name not in own)
+        if others:
+            raise InputError(
+                f"{self.out / others[0]} holds answers of another model: name that model too, "
+                "or use another --out"
+            )
+
     def _log(self, name: str, chain: str, draw: Draw) -> AnswerLog | None:
         if self.out is None:
             return None
@@ -186,6 +210,8 @@ class EvaluateJob:
             "reasoning": self.reasoning,
             "shots": self.shots,
             "chat": self.chat,
+            "temperature": self.decoder_flags.temperature or 0.0,
+            "seed": self.decoder_flags.seed,
             "dtype": self.hardware.dtype,
         }
         return AnswerLog.open(self.out / log_name(name), identity)
@@ -193,17 +219,22 @@ class EvaluateJob:
     def _judged_again(self, logs: Sequence[Path]) -> tuple[list[Answered], Draw, list[str]]:
         answered: list[Answered] = []
         draws: list[Draw] = []
+        notes = [f"judged again from {', '.join(map(str, logs))}"]
         for path in logs:
             log = AnswerLog.read(path)
-            draw = Draw.from_settings(log.identity["problems"])
+            names = [log.identity.get(key) for key in ("model", "chain")]
+            if not all(isinstance(name, str) for name in names):
+                raise InputError(f"{path} does not say whose answers it holds")
+            draw = Draw.from_settings(log.identity.get("problems"))
             if draws and draw != draws[0]:
                 raise InputError(f"{path} answers other problems than {logs[0]}")
             draws.append(draw)
             asked, _ = draw.problems(allow_unsandboxed=self.allow_unsandboxed_code)
             outcomes = [_again(p, log.answers.get(p.id)) for p in asked]
-            name, chain = str(log.identity["model"]), str(log.identity["chain"])
-            answered.append(Answered(name, chain, outcomes))
-        return answered, draws[0], [f"judged again from {', '.join(map(str, logs))}"]
+            answered.append(Answered(str(names[0]), str(names[1]), outcomes))
+            if note := skipped_note(answered[-1]):
+                print(note, file=sys.stderr)
+        return answered, draws[0], notes
 
     # --- what people see
 
@@ -216,7 +247,8 @@ class EvaluateJob:
             sys.stdout.write(record.model_dump_json(indent=1) + "\n")
         else:
             print_table(arms_table(record))
-            for table in breakdown_tables(record):
+            # Sizes and variations are pictures on the page; cells say both.
+            for table in breakdown_tables(record, without=("accuracy by size", _VARIATIONS)):
                 print_table(table)
             if record.comparisons:
                 print_table(comparisons_table(record))
@@ -265,7 +297,7 @@ class EvaluateJob:
             model, _ = self._model(name)
             if not isinstance(model, (AutoregressiveModel, DiffusionModel)):
                 raise OptionError(f"{name}: perplexity needs the model itself, not an endpoint")
-            size = window or min(_WINDOW, model.context_length)
+            size = window if window is not None else min(_WINDOW, model.context_length)
             with progress(f"perplexity {name}", len(paths)) as done:
                 for path in paths:
                     found.setdefault(name, []).append(file_perplexity(model, path, window=size))
@@ -294,6 +326,24 @@ def parse_sizes(text: str | None) -> tuple[int, ...]:
     if wrong:
         raise OptionError(f"sizes={text!r}: {wrong[0]!r} is no whole number, write sizes as 8,16")
     return tuple(dict.fromkeys(map(int, parts)))
+
+
+def check_reachable(url: str) -> None:
+    """Errors: InputError where nothing listens at the address; behind a proxy that is not known."""
+    try:
+        parts = urlsplit(url)
+        place = (parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
+    except ValueError as error:
+        raise OptionError(f"endpoint={url!r} is no address: {error}") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise OptionError(f"endpoint={url!r} is no address: write it as http://HOST:PORT/v1")
+    if {parts.scheme, "all"} & set(getproxies()) and not proxy_bypass(place[0]):
+        return
+    try:
+        socket.create_connection(place, timeout=_PATIENCE).close()
+    except OSError as error:
+        why = error.strerror or error
+        raise InputError(f"nothing answers at {place[0]}:{place[1]}: {why}") from None
 
 
 def _again(problem: Problem, made: Generation | None) -> Outcome:

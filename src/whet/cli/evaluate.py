@@ -40,7 +40,7 @@ def evaluate(
         str | None, Parameter(help="Sizes of BeyondBench problems, as 8,16 (default: each task's).")
     ] = None,
     mode: Annotated[
-        str | None, Parameter(help="faithful (the paper's draws) or wide (huge spaces).")
+        str | None, Parameter(help="faithful (the paper's draws) or wide (much larger spaces).")
     ] = None,
     n: Annotated[int | None, Parameter(help="Problems in all (default: 400).")] = None,
     limit: Annotated[int | None, Parameter(help="Problems per task, instead of --n.")] = None,

@@ -13,8 +13,10 @@ import numpy as np
 from whet.errors import InputError, OptionError
 from whet.evaluate.runner import Problem
 from whet.tasks.base import Instance, Mode, Task, Verdict
-from whet.tasks.static import STATIC, get_static
+from whet.tasks.static import STATIC, get_static, latex
 from whet.tasks.static.base import StaticProblem, StaticTask
+from whet.tasks.static.code import CodeTask, HumanEval
+from whet.tasks.static.maths import Gsm8k, MinervaMath
 
 _STRICT, _FLEXIBLE = "strict", "flexible"
 
@@ -56,10 +58,26 @@ class FileTask(Task):
             public=f"{self.static.id}:{problem.id}",
         )
 
+    def stop(self, *, chat: bool) -> tuple[str, ...]:
+        """Strings that end an answer while it is written.
+
+        Chat models write whole functions in a fenced block, which HumanEval's strings would cut.
+        """
+        return () if chat and isinstance(self.static, HumanEval) else self.static.stop
+
     def parse(self, text: str, mode: Mode = "lenient") -> Reading | None:
-        """The text before the first stop string; None where it is empty."""
-        cut = self.static.cut(text)
-        return Reading(mode, cut) if cut.strip() else None
+        """The whole text: scoring cuts it. None where it is empty or states no answer.
+
+        GSM8K's form is asked for by strict reading only.
+        """
+        static, cut = self.static, self.static.cut(text)
+        if isinstance(static, Gsm8k):
+            found = mode == "lenient" or static.stated(cut) is not None
+        elif isinstance(static, MinervaMath):
+            found = (latex.boxed(cut) or latex.said(cut)) is not None
+        else:
+            found = True
+        return Reading(mode, text) if found and text.strip() else None
 
     def check(self, instance: Instance, answer: Any) -> Verdict:
         """By the benchmark's own metrics; GSM8K has a strict and a flexible one."""
@@ -123,14 +141,16 @@ def load_problems(
     """The first `limit` problems of every benchmark, with `shots` solved examples each.
 
     shots: None takes the benchmark's usual number.
-    Errors: OptionError for an unknown name or a missing folder; InputError for missing or damaged
-    files.
+    Errors: OptionError for an unknown name, a missing folder, or programs that could not be
+    enclosed; InputError for missing or damaged files.
     """
     if limit is not None and limit < 1:
         raise OptionError(f"limit={limit} must be at least 1")
     found = []
-    for name in names:
+    for name in dict.fromkeys(names):
         task = file_task(name, allow_unsandboxed=allow_unsandboxed)
+        if isinstance(task.static, CodeTask) and task.execute is not None:
+            task.execute("")  # what keeps programs from running shows before a model answers
         examples = task.static.fewshot(data, task.static.num_fewshot if shots is None else shots)
         for problem in task.static.load(data)[:limit]:
             instance = task.instance(problem, examples)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from whet.errors import InputError, OptionError, WhetWarning, nearest
 from whet.evaluate.encoding import first_stop
 from whet.evaluate.endpoint import EndpointError
-from whet.evaluate.lm_eval_tasks import task_folder
+from whet.evaluate.lm_eval_tasks import SCRATCHPAD_TASKS, task_folder
 from whet.evaluate.model import (
     EvalModel,
     Finish,
@@ -34,6 +34,8 @@ except ImportError:
 MAX_GEN_TOKS = 256
 """Tokens of a text where neither the task nor the model says: the harness's own default."""
 _LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+_WORKING = 128
+"""Tokens of a scratchpad answer with its working, for models that may stop earlier."""
 _NEUTRAL = {"top_p": 1.0, "top_k": 0, "num_beams": 1, "n": 1, "repetition_penalty": 1.0}
 
 
@@ -208,6 +210,8 @@ class WhetLM(LM):  # type: ignore[misc]
     def _generation(self, request: HarnessRequest, earlier: int) -> GenerationRequest:
         prompt, given = request.args[0], dict(request.args[1])
         limit = next((int(given[k]) for k in _LIMITS if given.get(k) is not None), MAX_GEN_TOKS)
+        if not self.model.fixed_canvas and request.task_name in SCRATCHPAD_TASKS:
+            limit = max(limit, _WORKING)
         # With what comes before every text, where the model says so.
         tokens = getattr(self.model, "encode", None)
         used = self.model.count_tokens(prompt) if tokens is None else len(tokens(prompt))

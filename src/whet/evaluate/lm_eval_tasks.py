@@ -28,7 +28,8 @@ from whet.tasks.registry import select
 METRICS = ("acc_lenient", "acc_strict")
 _COUNT = 100
 _ROOM = {"beyondbench": 1024, "scratchpad": 16}
-"""Tokens of an answer by kind of task. The zoo's models write 16 characters at most."""
+"""Tokens of an answer by kind of task; a scratchpad answer has 16 characters at most."""
+SCRATCHPAD_TASKS = frozenset(f"whet_{cls.id}" for cls in SUITES["scratchpad"])
 _LEVELS = ("easy", "medium", "hard")
 
 

@@ -20,11 +20,14 @@ from whet.errors import InputError, OptionError
 from whet.evaluate.file_tasks import FileTask
 from whet.evaluate.model import EvalModel, Generation, GenerationRequest
 from whet.evaluate.runner import Outcome, Problem, judge
-from whet.tasks import evaluation_only, problems
+from whet.tasks import Task, evaluation_only, problems
 
 _FORMAT = "whet-answers-1"
 _CANVAS_STEP = 16
 _OPEN_ENDED = 1024
+_HEADING = "Problem: "
+"""Before every problem among solved examples; a model that writes it has begun another one."""
+_FIELDS = ("text", "tokens", "forwards", "finish", "error")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +35,9 @@ class Budget:
     """How many tokens an answer may take.
 
     max_new_tokens: None gives diffusion models the longest expected answer of the task (in steps
-    of 16) and others up to 1,024. reasoning: working expected before the answer, as a multiple of
-    its tokens; None takes the task's own. temperature: 0 takes the most likely token.
+    of 16) and others up to 1,024, or more where more is expected. reasoning: working expected
+    before the answer, as a multiple of its tokens; None takes the task's own. temperature: 0 takes
+    the most likely token.
     """
 
     max_new_tokens: int | None = None
@@ -70,8 +74,12 @@ def plan(
     *,
     budget: Budget,
     prompts: Sequence[str] | None = None,
+    chat: bool = False,
 ) -> Plan:
-    """Which problems fit the model's context and the budget, and with how many tokens each."""
+    """Which problems fit the model's context and the budget, and with how many tokens each.
+
+    chat: whether the prompts went through a chat template.
+    """
     texts = list(prompts) if prompts is not None else [p.instance.prompt for p in asked]
     room = [model.context_length - model.count_tokens(text) for text in texts]
     need = [budget.expected(model, p) for p in asked]
@@ -87,22 +95,34 @@ def plan(
         if limit is None:
             if model.fixed_canvas:
                 limit = canvas.get(problem.task.id, 1)
-                limit = min(-(-limit // _CANVAS_STEP) * _CANVAS_STEP, room[index])
+                limit = -(-limit // _CANVAS_STEP) * _CANVAS_STEP
             else:
-                limit = min(_OPEN_ENDED, room[index])
-        if need[index] > room[index]:
+                limit = min(max(_OPEN_ENDED, need[index]), room[index])
+        if room[index] <= 0:
+            have = model.context_length
+            skipped[index] = f"the prompt has {have - room[index]} tokens, the context {have}"
+        elif need[index] > room[index]:
             skipped[index] = f"{need[index]} tokens are expected, the context leaves {room[index]}"
         elif need[index] > limit:
             skipped[index] = f"{need[index]} tokens are expected, the budget is {limit}"
         else:
+            if limit > room[index]:  # whole steps, which blocks divide, if an answer fits those
+                whole = room[index] // _CANVAS_STEP * _CANVAS_STEP
+                limit = max(need[index], whole) if model.fixed_canvas else room[index]
             requests[index] = GenerationRequest(
                 prompt=texts[index],
-                max_new_tokens=min(limit, room[index]),
-                stop=problem.task.static.stop if isinstance(problem.task, FileTask) else (),
+                max_new_tokens=limit,
+                stop=_stops(problem, texts[index], chat),
                 temperature=budget.temperature,
                 request=index,
             )
     return Plan(requests, skipped)
+
+
+def _stops(problem: Problem, text: str, chat: bool) -> tuple[str, ...]:
+    if isinstance(problem.task, FileTask):
+        return problem.task.stop(chat=chat)
+    return (f"\n{_HEADING}",) if _HEADING in text and problem.task.separator else ()
 
 
 def with_examples(asked: Sequence[Problem], shots: int, *, seed: int) -> list[str]:
@@ -114,22 +134,24 @@ def with_examples(asked: Sequence[Problem], shots: int, *, seed: int) -> list[st
         raise OptionError(f"shots={shots} must be at least 0")
     if not shots:
         return [p.instance.prompt for p in asked]
-    heads: dict[tuple[Any, ...], str] = {}
+    heads: dict[Task, str] = {}
     for problem in asked:
         task = problem.task
         if isinstance(task, FileTask):  # brings its own
             return [p.instance.prompt for p in asked]
-        key = (task.id, *task.cell)
-        if key not in heads:
+        if task not in heads:
             if evaluation_only(task):
                 raise InputError(
                     f"shots={shots}: task {task.id!r} has too few problems to show some solved"
                 )
             solved = problems(task, seed=seed, split="train", count=shots)
-            heads[key] = "".join(f"{i.prompt}{task.separator}{i.example}\n\n" for i in solved)
-    return [
-        f"{heads[(p.task.id, *p.task.cell)]}{p.instance.prompt}{p.task.separator}" for p in asked
-    ]
+            heads[task] = "".join(f"{shown(task, i.prompt)}{i.example}\n\n" for i in solved)
+    return [heads[p.task] + shown(p.task, p.instance.prompt) for p in asked]
+
+
+def shown(task: Task, prompt: str) -> str:
+    """A problem among solved examples, up to where its answer begins."""
+    return f"{_HEADING}{prompt}{task.separator}" if task.separator else prompt
 
 
 def run_model(
@@ -142,12 +164,11 @@ def run_model(
 ) -> list[Outcome]:
     """Outcomes of all problems in their order; answers that the log already holds are not asked.
 
-    Errors: those of the model; what was answered until then is in the log.
+    A request that failed has no answer, and is asked again.
+    Errors: those of the model, and InputError where the log answers another prompt; what was
+    answered until then is in the log.
     """
-    found: dict[int, Generation] = {}
-    if log is not None:
-        index_of = {p.id: i for i, p in enumerate(asked)}
-        found = {index_of[name]: made for name, made in log.answers.items() if name in index_of}
+    found = {} if log is None else _known(log, asked, plan)
     open_ = [i for i in plan.requests if i not in found]
     on_done(len(found))
     for place, made in model.generate([plan.requests[i] for i in open_]):
@@ -162,20 +183,36 @@ def run_model(
             why = plan.skipped[index]
             outcomes.append(Outcome(problem, "", False, "skipped_budget", False, why))
         else:
-            outcomes.append(judge(problem, found[index]))
+            outcomes.append(judge(problem, found[index], prompt=plan.requests[index].prompt))
     return outcomes
+
+
+def _known(log: AnswerLog, asked: Sequence[Problem], plan: Plan) -> dict[int, Generation]:
+    """Answers of a log by problem index. Errors: InputError where another prompt was answered."""
+    found = {}
+    for index, request in plan.requests.items():
+        name = asked[index].id
+        made = log.answers.get(name)
+        if made is None or made.finish == "failed":
+            continue
+        if log.prompts[name] != request.prompt:
+            raise InputError(f"{log.path}: problem {name} had another prompt, use another --out")
+        found[index] = made
+    return found
 
 
 @dataclass
 class AnswerLog:
     """Answers in a JSONL file: a line that says whose they are, then one line each.
 
-    identity: all that an answer depends on; a log with another one is refused.
+    identity: all that an answer depends on; a log with another one is refused. prompts: what was
+    asked, by problem as the answers.
     """
 
     path: Path
     identity: Mapping[str, Any]
     answers: dict[str, Generation] = field(default_factory=dict)
+    prompts: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: Path, identity: Mapping[str, Any]) -> AnswerLog:
@@ -186,31 +223,31 @@ class AnswerLog:
         """
         check_writable(path.parent)
         log = cls(path, identity)
-        if path.exists():
-            header, answers, size = _read(path)
-            if header != _plain(identity):
-                changed = [k for k in {*header, *identity} if header.get(k) != identity.get(k)]
-                raise InputError(
-                    f"{path} holds answers of other settings ({', '.join(sorted(changed))}): "
-                    "use another --out"
-                )
-            os.truncate(path, size)
-            log.answers = answers
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists() or _only_begun(_bytes(path)):
+            path.unlink(missing_ok=True)
             log._write({"format": _FORMAT, **identity})
+            return log
+        header, log.answers, log.prompts, size = _read(path)
+        wanted = _plain(identity)
+        if header != wanted:
+            changed = [k for k in {*header, *wanted} if header.get(k) != wanted.get(k)]
+            raise InputError(
+                f"{path} holds answers of other settings ({', '.join(sorted(changed))}): "
+                "use another --out"
+            )
+        os.truncate(path, size)
         return log
 
     @classmethod
     def read(cls, path: Path) -> AnswerLog:
         """A log to judge again. Errors: InputError where there is none or it is damaged."""
-        header, answers, _ = _read(path)
-        return cls(path, header, answers)
+        header, answers, prompts, _ = _read(path)
+        return cls(path, header, answers, prompts)
 
     def add(self, problem: Problem, prompt: str, made: Generation) -> None:
         """Append one answer with its verdict (which reading back ignores)."""
-        verdict = judge(problem, made)
-        self.answers[problem.id] = made
+        verdict = judge(problem, made, prompt=prompt)
+        self.answers[problem.id], self.prompts[problem.id] = made, prompt
         self._write(
             {"id": problem.id, "prompt": prompt, **asdict(made), "bucket": verdict.bucket}
             | {"strict": verdict.strict, "reason": verdict.reason}
@@ -233,20 +270,50 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Generation], int]:
-    """Header, answers by problem, and the size up to the last whole line."""
+def _bytes(path: Path) -> bytes:
     try:
-        raw = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _only_begun(raw: bytes) -> bool:
+    """Whether a log holds no answer and not half of one: nothing is lost by beginning anew."""
+    mark = json.dumps({"format": _FORMAT})[:-1].encode()
+    return mark.startswith(raw) or (raw.startswith(mark) and b"\n" not in raw[:-1])
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Generation], dict[str, str], int]:
+    """Header, answers and prompts by problem, and the size up to the last whole line."""
+    raw = _bytes(path)
     size = raw.rfind(b"\n") + 1
-    wanted = ("text", "tokens", "forwards", "finish", "error")
+    answers: dict[str, Generation] = {}
+    prompts: dict[str, str] = {}
     try:
         lines: Iterator[Any] = (json.loads(line) for line in raw[:size].splitlines())
         header = next(lines)
         if header.pop("format") != _FORMAT:
             raise InputError(f"{path} is no log of answers")
-        answers = {v["id"]: Generation(**{k: v[k] for k in wanted}) for v in lines}
+        for value in lines:
+            answers[value["id"]] = _generation(value)
+            prompts[value["id"]] = value["prompt"]
     except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path} is no log of answers, or is damaged ({error!r})") from error
-    return header, answers, size
+    return header, answers, prompts, size
+
+
+def _generation(value: Mapping[str, Any]) -> Generation:
+    """Errors: KeyError or TypeError where a field is missing or of another type."""
+    made = Generation(**{name: value[name] for name in _FIELDS})
+    good = (
+        isinstance(made.text, str)
+        and isinstance(made.tokens, int)
+        and (made.forwards is None or isinstance(made.forwards, (int, float)))
+        and made.finish in ("stop", "length", "failed")
+        and isinstance(made.error, str)
+    )
+    if not good or not isinstance(value["prompt"], str):
+        raise TypeError(f"a field of {value['id']!r} has another type")
+    return made

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
-from whet.errors import OptionError
+from whet.errors import InputError, OptionError
 from whet.evaluate.model import Generation
 from whet.tasks import Instance, Split, Task, problems
-from whet.tasks.answers import answer_part
+from whet.tasks.answers import THINK, answer_part
 from whet.tasks.base import size_of_space
 
 Bucket = Literal["correct", "wrong", "unparsed", "truncated", "failed", "skipped_budget"]
@@ -38,8 +38,8 @@ class Outcome:
     """An answer and what became of it.
 
     bucket: what it counts as; everything but "correct" scores 0, and "skipped_budget" is left out
-    of every denominator. strict: valid, and in the form that the prompt asks for. extra: second
-    measures of a valid answer. tokens, forwards: what the model spent, where known.
+    of every denominator. strict: valid, and in the form that the prompt asks for. tokens,
+    forwards: what the model spent, where known.
     """
 
     problem: Problem
@@ -50,6 +50,7 @@ class Outcome:
     reason: str = ""
     tokens: int | None = None
     forwards: float | None = None
+    extra: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,27 @@ def draw_problems(
 ) -> list[Problem]:
     """`count` distinct problems, spread evenly over the tasks and interleaved.
 
-    Errors: OptionError for a count below the number of tasks; InputError where a task runs out.
+    What a task with few problems cannot give, the others give.
+    Errors: OptionError for a count below the number of tasks; InputError where all run out.
     """
     if count < len(tasks):
         raise OptionError(f"n={count} is too few: {len(tasks)} tasks need at least one each")
-    share, rest = divmod(count, len(tasks))
-    wanted = [share + (place < rest) for place in range(len(tasks))]
-    return _interleave([_draw(t, n, seed, split) for t, n in zip(tasks, wanted, strict=True)])
+    wanted = _shares(tasks, count)
+    return interleave([_draw(t, n, seed, split) for t, n in zip(tasks, wanted, strict=True)])
+
+
+def _shares(tasks: Sequence[Task], count: int) -> list[int]:
+    """How many problems each task gives. What none can give is asked of all."""
+    spaces = [size_of_space(task) for task in tasks]
+    wanted, left = [0] * len(tasks), count
+    while left:
+        able = [i for i, space in enumerate(spaces) if space is None or wanted[i] < space] or range(
+            len(tasks)
+        )
+        for i in able[:left]:
+            wanted[i] += 1
+        left -= min(left, len(able))
+    return wanted
 
 
 def draw_limited(tasks: Sequence[Task], limit: int, *, seed: int) -> Drawn:
@@ -94,10 +109,12 @@ def draw_limited(tasks: Sequence[Task], limit: int, *, seed: int) -> Drawn:
             wanted = share + (place < rest)
             space = size_of_space(task)
             if space is not None and space < wanted:
-                notes.append(f"{cell_name(task)} has {space} problems in all, {wanted} were asked")
+                notes.append(
+                    f"{cell_name(task)}: {wanted} problems were asked, it has {space} in all"
+                )
                 wanted = space
-            columns.append(_draw(task, wanted, seed, "test"))
-    return Drawn(_interleave(columns), notes)
+            columns.append(_draw(task, wanted, seed, "test", missing=notes))
+    return Drawn(interleave(columns), notes)
 
 
 def cell_name(task: Task) -> str:
@@ -107,12 +124,31 @@ def cell_name(task: Task) -> str:
     return f"{label}, size {size}" if size else str(label)
 
 
-def _draw(task: Task, count: int, seed: int, split: Split) -> list[Problem]:
-    drawn = problems(task, seed=seed, split=split, count=count)
-    return [Problem(_name(task, p), task, p) for p in drawn]
+def _draw(
+    task: Task, count: int, seed: int, split: Split, *, missing: list[str] | None = None
+) -> list[Problem]:
+    """missing: takes a sentence where the task runs out, in place of the error."""
+    drawn: list[Problem] = []
+    try:
+        for instance in problems(task, seed=seed, split=split, count=count):
+            drawn.append(Problem(_name(task, instance), task, instance))
+    except InputError:
+        if missing is None or not drawn:
+            raise
+        missing.append(f"{cell_name(task)} gave {len(drawn)} problems, {count} were asked")
+    return drawn
 
 
-def _interleave(columns: Sequence[Sequence[Problem]]) -> list[Problem]:
+def by_task(asked: Iterable[Problem]) -> Iterable[list[Problem]]:
+    """Problems apart by their task's id, in their order."""
+    groups: dict[str, list[Problem]] = {}
+    for problem in asked:
+        groups.setdefault(problem.task.id, []).append(problem)
+    return groups.values()
+
+
+def interleave(columns: Sequence[Sequence[Problem]]) -> list[Problem]:
+    """The first of every column, then the second, and so on."""
     longest = max(map(len, columns), default=0)
     return [c[i] for i in range(longest) for c in columns if i < len(c)]
 
@@ -122,24 +158,30 @@ def _name(task: Task, instance: Instance) -> str:
     return f"{task.id}-{hashlib.blake2b(instance.key.encode(), digest_size=6).hexdigest()}"
 
 
-def judge(problem: Problem, made: Generation) -> Outcome:
+def judge(problem: Problem, made: Generation, *, prompt: str = "") -> Outcome:
     """What an answer counts as. Nothing that a text says about itself matters.
 
-    Thinking is cut off first. A text that was cut short counts only by an answer in the form that
-    was asked for: its last number may be an intermediate one.
+    prompt: what the model read, where a template may have begun the thinking. Thinking is cut off
+    first, and the problem itself where the text repeats it. A text that was cut short counts only
+    by an answer in the form that was asked for: its last number may be an intermediate one.
     """
+
+    extra: dict[str, float] = {}
 
     def outcome(bucket: Bucket, strict: bool = False, reason: str = "") -> Outcome:
         right = bucket == "correct"
         used = (made.tokens, made.forwards)
-        return Outcome(problem, made.text, right, bucket, strict, reason, *used)
+        return Outcome(problem, made.text, right, bucket, strict, reason, *used, extra)
 
     task, instance = problem.task, problem.instance
     if made.finish == "failed":
         return outcome("failed", reason=made.error)
-    text = answer_part(made.text)
+    opened = prompt.rstrip().endswith(THINK[0])
+    text = answer_part(THINK[0] + made.text if opened else made.text)
     if text is None:
         return outcome("truncated", reason="the thinking does not end")
+    if task.separator:
+        text = text.replace(instance.prompt, "\n")
     strict = task.parse(text, "strict")
     if strict is None and made.finish == "length":
         return outcome("truncated", reason="the text was cut off before an answer")
@@ -147,9 +189,11 @@ def judge(problem: Problem, made: Generation) -> Outcome:
     if answer is None:
         return outcome("unparsed", reason="no answer found")
     verdict = task.check(instance, answer)
+    extra.update(verdict.extra)
     if verdict.ok:
         return outcome("correct", strict is not None)
-    if strict is not None:  # a wrong marker may stand beside a right statement
+    if strict is not None and made.finish != "length":
+        # A wrong marker may stand beside a right statement.
         loose = task.parse(text, "lenient")
         if loose is not None and loose != strict and task.check(instance, loose).ok:
             return outcome("correct", False)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from whet.evaluate.runner import BUCKETS, Outcome
+from whet.evaluate.runner import BUCKETS, Outcome, cell_name
 from whet.measure.record import Comparison, Metric
 from whet.measure.stats import mcnemar, paired_bootstrap, wilson
 
@@ -29,20 +29,18 @@ def accuracy_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 def cell_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     """A row per task, variation and size, with the number of problems its space holds."""
     rows = []
-    for (name, variation, size), group in _grouped(outcomes, _cell).items():
-        row: dict[str, Any] = {"task": name, "variation": variation, "size": size}
-        row["log10_space"] = group[0].problem.task.log10_space()
+    for group in _grouped(outcomes, lambda o: cell_name(o.problem.task)).values():
+        task, instance = group[0].problem.task, group[0].problem.instance
+        name = instance.task
+        row: dict[str, Any] = {"cell": cell_name(task), "task": name}
+        row |= {"variation": instance.variation, "size": instance.size or 0}
+        row["log10_space"] = task.log10_space()
         row |= {b: sum(o.bucket == b for o in group) for b in BUCKETS}
         if counted(group):
             row |= {k: v for k, v in _row(name, group).items() if k not in ("task", "correct")}
             row["strict"] = sum(o.strict for o in group) / len(counted(group))
         rows.append(row)
     return rows
-
-
-def _cell(outcome: Outcome) -> tuple[str, str, int]:
-    instance = outcome.problem.instance
-    return instance.task, instance.variation, instance.size or 0
 
 
 def _row(name: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -73,14 +71,15 @@ def outcome_metrics(outcomes: Sequence[Outcome]) -> dict[str, Metric]:
     """Everything a record says of one arm. Empty outcomes score 0 and never give NaN.
 
     accuracy: lenient, pooled; strict_accuracy: answers in the form asked for; both with Wilson
-    intervals at 95 %. efficiency: accuracy in
-    percent times 10 over mean tokens (BeyondBench). accuracy by task, size and variation; the
-    suites' means over tasks, and the mean of the suites, as BeyondBench reports them.
+    intervals at 95 %. efficiency: accuracy in percent times 10 over mean tokens (BeyondBench).
+    accuracy by task, size, variation and cell, with the number of problems of each cell; second
+    measures (optimal Hanoi, near-optimal selections) over the answers that have them; the suites'
+    means over tasks, and the mean of the suites, as BeyondBench reports them.
     """
     kept = counted(outcomes)
     skipped = Metric(value=len(outcomes) - len(kept), n=len(outcomes))
     if not kept:
-        return {"accuracy": Metric(value=0.0, n=0, unit="fraction"), "skipped_budget": skipped}
+        return {"skipped_budget": skipped}  # nothing was asked: no accuracy, not one of 0
     metrics = accuracy_metrics(accuracy_rows(outcomes))
     metrics["strict_accuracy"] = _rate([o.strict for o in kept])
     for bucket in ("wrong", "unparsed", "truncated", "failed"):
@@ -89,8 +88,9 @@ def outcome_metrics(outcomes: Sequence[Outcome]) -> dict[str, Metric]:
             metrics[bucket] = Metric(value=found, n=len(kept))
     if len(kept) < len(outcomes):
         metrics["skipped_budget"] = skipped
-    spent = [o.tokens for o in kept if o.tokens]
-    if spent and len(spent) == len(kept):
+    # Empty texts count as 0 tokens; where all do, nothing was counted.
+    spent = [o.tokens for o in kept if o.tokens is not None]
+    if any(spent) and len(spent) == len(kept):
         tokens = sum(spent) / len(spent)
         metrics["tokens"] = Metric(value=tokens, n=len(spent))
         metrics["efficiency"] = Metric(
@@ -103,6 +103,13 @@ def outcome_metrics(outcomes: Sequence[Outcome]) -> dict[str, Metric]:
         for part, group in sorted(_grouped(kept, key).items()):
             if part:
                 metrics[f"accuracy by {name}/{part}"] = _share(_row(str(part), group))
+    for row in cell_rows(outcomes):
+        if row["size"] and "accuracy" in row:
+            name = f"{row['cell']} (10^{row['log10_space']:.1f} problems)"
+            metrics[f"accuracy by cell/{name}"] = _share(row)
+    for name in dict.fromkeys(n for o in kept for n in o.extra):
+        values = [o.extra[name] for o in kept if name in o.extra]
+        metrics[name] = Metric(value=sum(values) / len(values), n=len(values), unit="fraction")
     metrics |= _suite_means(kept)
     return metrics
 

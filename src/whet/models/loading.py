@@ -7,6 +7,7 @@ shapes of tensors, truncated shards, pickle files. No remote code runs and nothi
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,9 @@ def load_checkpoint(
     directory = resolve_directory(source)
     model_class, config = read_config(directory)
     named = config.model_type in TRAITS  # elsewhere transformers may convert names when it loads
-    stored = verify_files(directory, model_class, config) if named else read_shards(directory)[1]
+    found, stored = read_shards(directory)
+    if named:
+        verify_files(directory, model_class, config, found)
     if dtype == "auto" and torch.device(device).type == "cpu" and stored == torch.float16:
         dtype = torch.float32
     try:
@@ -47,9 +50,17 @@ def load_checkpoint(
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
         )
-    except (RuntimeError, ValueError) as error:  # shapes that do not fit, an impossible size
-        raise CheckpointError(f"{directory}: {_one_line(error)[:300]}") from error
+    except (RuntimeError, ValueError) as error:  # an impossible size, tensors that do not join
+        gone = _lost_experts(found)
+        why = f"{_count(gone, 'tensor')} missing: {_some(gone)}" if gone else _one_line(error)[:300]
+        raise CheckpointError(f"{directory}: {why}") from error
+    for name, has, asked in sorted(info["mismatched_keys"]):
+        raise CheckpointError(
+            f"{directory}: tensor {name} has shape {tuple(has)}, the configuration asks for "
+            f"{tuple(asked)}"
+        )
     if info["missing_keys"]:
         gone = sorted(info["missing_keys"])
         raise CheckpointError(f"{directory}: {_count(gone, 'tensor')} missing: {_some(gone)}")
@@ -125,13 +136,13 @@ def _nearest(model_type: str, known: list[str]) -> str:
     return clause if len(clause) < 200 else "no masked or autoregressive language model has it"
 
 
-def verify_files(directory: Path, model_class: Any, config: Any) -> torch.dtype:
-    """Compare the tensors in the files with those the model needs; give the stored dtype.
+def verify_files(
+    directory: Path, model_class: Any, config: Any, found: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Compare the tensors in the files with those the model needs. found: their shapes by name.
 
-    Errors: CheckpointError for pickles, missing or truncated shards, missing, extra or
-    mis-shaped tensors.
+    Errors: CheckpointError for missing, extra or mis-shaped tensors.
     """
-    found, stored = read_shards(directory)
     try:
         with torch.device("meta"):
             model = model_class(config)
@@ -154,7 +165,6 @@ def verify_files(directory: Path, model_class: Any, config: Any) -> torch.dtype:
             f"{directory}: tensor {first} has shape {found[first]}, "
             f"the configuration asks for {wanted[first]}"
         )
-    return stored
 
 
 def read_shards(directory: Path) -> tuple[dict[str, tuple[int, ...]], torch.dtype]:
@@ -176,6 +186,22 @@ def read_shards(directory: Path) -> tuple[dict[str, tuple[int, ...]], torch.dtyp
                 f"{shard}: damaged or truncated safetensors file ({_first_line(error)})"
             ) from error
     return found, dtypes.pop() if len(dtypes) == 1 else torch.float32
+
+
+def _lost_experts(names: Iterable[str]) -> list[str]:
+    """Tensors of experts that other experts of the same layers have."""
+    seen: dict[tuple[str, str], set[str]] = {}
+    for name in names:
+        head, _, tail = name.partition(".experts.")
+        number, _, rest = tail.partition(".")
+        if number.isdecimal():
+            seen.setdefault((head, rest), set()).add(number)
+    every = set().union(*seen.values())
+    return sorted(
+        f"{head}.experts.{number}.{rest}"
+        for (head, rest), own in seen.items()
+        for number in every - own
+    )
 
 
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}

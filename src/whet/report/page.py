@@ -97,7 +97,7 @@ def _record_view(index: int, name: str, record: Record, plots: Sequence[Plot]) -
         "columns": _columns(record),
         "breakdowns": [
             {
-                "title": f"{words.heading(metric).capitalize()} by part",
+                "title": words.parts_heading(metric),
                 "columns": [_metric_column(name, record.arms) for name in names],
             }
             for metric, names in words.breakdowns(record.arms).items()

@@ -38,8 +38,11 @@ def find_all(folders: Sequence[str | os.PathLike[str]]) -> list[tuple[str, Path,
     Errors: InputError as in `from_folder`.
     """
     roots = [Path(folder) for folder in folders]
-    every = [(root, path, record) for root in roots for path, record in find(root)]
-    found = list({path.resolve(): (root, path, record) for root, path, record in every[::-1]}.values())[::-1]
+    once: dict[Path, tuple[Path, Path, Record]] = {}
+    for root in roots:
+        for path, record in find(root):
+            once.setdefault(path.resolve(), (root, path, record))
+    found = list(once.values())
     if not found:
         shown = ", ".join(map(str, roots))
         raise InputError(f"no records in {shown}: `whet reproduce` and `whet benchmark` write them")

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from whet.measure.record import Arm, Record
+from whet.measure.record import Arm, Metric, Record
 from whet.report import words
 from whet.report.pairs import Pair
 
@@ -54,36 +54,45 @@ def sweep_table(record: Record, sets: Mapping[str, Sequence[str]]) -> Table:
     return table
 
 
-def breakdown_tables(record: Record) -> list[Table]:
-    """A table for each metric that is given by part (per task): values only.
+def breakdown_tables(record: Record, *, without: Sequence[str] = ()) -> list[Table]:
+    """A table for each metric that is given by part (per task), but for those named.
 
-    Arms by parts, or parts by arms where the parts would not fit across the screen.
+    Arms by parts with values only, or parts by arms where the parts would not fit across the
+    screen, then with intervals if those fit.
     """
     tables = []
     for metric, names in words.breakdowns(record.arms).items():
-        if len(names) > _MOST_ACROSS:
-            tables.append(_parts_by_arms(record, metric, names))
+        if metric in without:
             continue
-        table = _table(f"{words.heading(metric).capitalize()} by part")
-        table.add_column("arm", overflow="fold")
-        for name in names:
-            table.add_column(name.partition("/")[2], justify="right", overflow="fold")
-        for arm in record.arms:
-            cells = _cells(names, arm.metrics, lambda n, arm=arm: words.value(arm.metrics[n]))  # type: ignore[misc]
-            table.add_row(_text(arm.name), *cells)
+        table = _arms_by_parts(record, metric, names)
+        if len(names) > _MOST_ACROSS or _natural_width(table) > WIDTH:
+            table = _parts_by_arms(record, metric, names, words.metric)
+            if _natural_width(table) > WIDTH:
+                table = _parts_by_arms(record, metric, names, words.value)
         tables.append(table)
     return tables
 
 
-def _parts_by_arms(record: Record, metric: str, names: Sequence[str]) -> Table:
-    table = _table(f"{words.heading(metric).capitalize()} by part")
+def _arms_by_parts(record: Record, metric: str, names: Sequence[str]) -> Table:
+    table = _table(words.parts_heading(metric))
+    table.add_column("arm", overflow="fold")
+    for name in names:
+        table.add_column(name.partition("/")[2], justify="right", overflow="fold")
+    for arm in record.arms:
+        cells = _cells(names, arm.metrics, lambda n, arm=arm: words.value(arm.metrics[n]))  # type: ignore[misc]
+        table.add_row(_text(arm.name), *cells)
+    return table
+
+
+def _parts_by_arms(
+    record: Record, metric: str, names: Sequence[str], word: Callable[[Metric], str]
+) -> Table:
+    table = _table(words.parts_heading(metric))
     table.add_column("part", overflow="fold")
     for arm in record.arms:
         table.add_column(arm.name, justify="right", overflow="fold")
     for name in names:
-        cells = [
-            words.metric(arm.metrics[name]) if name in arm.metrics else "–" for arm in record.arms
-        ]
+        cells = [word(arm.metrics[name]) if name in arm.metrics else "–" for arm in record.arms]
         table.add_row(_text(name.partition("/")[2]), *map(_text, cells))
     return table
 

@@ -119,6 +119,12 @@ def breakdowns(arms: list[Arm]) -> dict[str, list[str]]:
     return found
 
 
+def parts_heading(metric: str) -> str:
+    """The title of a metric that is given by part; its name may say by what."""
+    text = heading(metric).capitalize()
+    return text if " by " in text else f"{text} by part"
+
+
 def cost_names(arms: list[Arm]) -> list[str]:
     """The costs of all arms: the usual ones first, then the others by name."""
     present = {name for arm in arms for name in arm.cost}

@@ -19,16 +19,16 @@ import numpy as np
 from whet.ar.causal import CausalTraining
 from whet.bench.eval_models import wrap_model
 from whet.data.mixture import Source
+from whet.errors import InputError
 from whet.evaluate import Outcome, Problem, outcome_metrics, paired_comparisons
 from whet.evaluate.run import Budget, plan, run_model
 from whet.fit import FitSettings, fit
 from whet.layers.rounding import round_linears
 from whet.measure.items import save_items
 from whet.measure.record import Arm, Claim, Comparison, Record, claim, new_record
-from whet.measure.stats import newcombe, paired_bootstrap
+from whet.measure.stats import Floats, newcombe, paired_bootstrap
 from whet.reproduce import OnProgress
-from whet.tasks import Instance, Task, get_task, problems
-from whet.tasks.base import split_of
+from whet.tasks import Instance, Task, get_task, problems, trainable
 from whet.zoo.training import TaskRecipe
 
 _RANGE = "low=-99,high=99"
@@ -127,7 +127,8 @@ class BeyondBenchProof:
     def _train(self, source: Source, run: Path, label: str) -> tuple[Any, Any]:
         """Train, or go on from the run's last checkpoint; the averaged model and its tokenizer."""
         training = self._training(source)
-        identity = {"proof": "beyondbench", "arm": label, **training.recipe.model_dump(mode="json")}
+        identity = {"proof": "beyondbench", "arm": label, "fixed": self.fixed}
+        identity |= training.recipe.model_dump(mode="json")
         fit(training, training.recipe.fit, run=run, identity=identity, label=label)
         average = training.players["model"].ema
         assert average is not None
@@ -232,7 +233,7 @@ def _claims(
 
     most, least = f"learner, {max(proof.bits)} bits", f"learner, {min(proof.bits)} bits"
     right = {n: np.array([o.correct for o in r], dtype=float) for n, r in results.items()}
-    kept = paired_bootstrap(right[most], right["learner, fresh"], "ratio")
+    kept = _kept(right[most], right["learner, fresh"])
     lost = next(c for c in comparisons if c.a == least)
     longest = f"learner, {max(proof.sizes)} numbers"
     return [
@@ -249,6 +250,15 @@ def _claims(
     ]  # fmt: skip
 
 
+def _kept(a: Floats, b: Floats) -> tuple[float, float, float]:
+    """mean(a) / mean(b) with its interval; 0 to 1, which is open, where too few are right."""
+    try:
+        return paired_bootstrap(a, b, "ratio")
+    except InputError:
+        value = float(a.mean() / b.mean()) if b.any() else 0.0
+        return value, 0.0, max(1.0, value)
+
+
 def _same(a: Sequence[Outcome], b: Sequence[Outcome]) -> bool:
     return [o.problem.id for o in a] == [o.problem.id for o in b]
 
@@ -256,7 +266,7 @@ def _same(a: Sequence[Outcome], b: Sequence[Outcome]) -> bool:
 def _draw(task: Task, rng: np.random.Generator) -> Instance:
     while True:
         instance = task.generate(rng)
-        if split_of(instance.key) == "train":
+        if trainable(task, instance):
             return instance
 
 

@@ -9,6 +9,7 @@ from whet.tasks.base import (
     evaluation_only,
     problems,
     split_of,
+    trainable,
 )
 from whet.tasks.registry import SUITES, TASKS, expand, get_task
 
@@ -25,4 +26,5 @@ __all__ = [
     "get_task",
     "problems",
     "split_of",
+    "trainable",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -28,7 +28,7 @@ EVALUATION_ONLY = 3.0
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether an answer is valid and, if not, why. extra: second measures of a valid answer."""
+    """Whether an answer is valid and, if not, why. extra: second measures of an answer."""
 
     ok: bool
     reason: str = ""
@@ -98,6 +98,15 @@ class Task(ABC):
         return ()
 
     @property
+    def shares_problems(self) -> bool:
+        """Whether settings that may be trained on hold some of these problems too."""
+        return False
+
+    def reserved(self, instance: Instance) -> bool:
+        """Whether a problem also belongs to settings that are for evaluation only."""
+        return False
+
+    @property
     def answer_tokens(self) -> int | None:
         """Tokens an answer may take, where the task itself says so."""
         return None
@@ -156,7 +165,20 @@ def size_of_space(task: Task) -> int | None:
     if not evaluation_only(task):
         return None
     listed = task.all_instances()
-    return None if listed is None else len({instance.key for instance in listed})
+    return None if listed is None else len(_evaluable(task, listed))
+
+
+def _evaluable(task: Task, listed: Iterable[Instance]) -> list[Instance]:
+    """Distinct problems; only those of the test split where others may be trained on."""
+    unique = {instance.key: instance for instance in listed}
+    if not task.shares_problems:
+        return list(unique.values())
+    return [instance for key, instance in unique.items() if split_of(key) == "test"]
+
+
+def trainable(task: Task, instance: Instance) -> bool:
+    """Whether a drawn problem may be trained on."""
+    return split_of(instance.key) == "train" and not task.reserved(instance)
 
 
 def problems(
@@ -164,8 +186,8 @@ def problems(
 ) -> Iterator[Instance]:
     """Problems of one split, the i-th from the key (seed, task, i); endless if `count` is None.
 
-    A task with fewer than 1,000 problems is for evaluation only: all of them are test problems,
-    listed in an order drawn from the seed where the task can list them.
+    A task with fewer than 1,000 problems is for evaluation only: all of them are test problems
+    (unless other settings share them), in an order drawn from the seed where they can be listed.
     Errors: InputError where the task runs out of distinct problems, or another split than test
     is asked of a task that is for evaluation only.
     """
@@ -178,14 +200,16 @@ def problems(
     name = (task.id, *task.cell)
     listed = task.all_instances() if small and distinct else None
     if listed is not None:
-        yield from _shuffled(list(listed), task, seed, count)
+        yield from _shuffled(_evaluable(task, listed), task, seed, count)
         return
     seen: set[str] = set()
     index = made = misses = 0
     while count is None or made < count:
         instance = task.generate(rng_.keyed(seed, "problem", *name, index))
         index += 1
-        wrong = not small and split_of(instance.key) != split
+        free = small and not task.shares_problems  # then every problem is a test problem
+        wrong = not free and split_of(instance.key) != split
+        wrong = wrong or (split == "train" and task.reserved(instance))
         if wrong or (distinct and instance.key in seen):
             misses += 1
             if misses > 2000:
@@ -204,11 +228,10 @@ def problems(
 def _shuffled(
     instances: list[Instance], task: Task, seed: int, count: int | None
 ) -> Iterator[Instance]:
-    unique = list({instance.key: instance for instance in instances}.values())
-    if count is not None and count > len(unique):
+    if count is not None and count > len(instances):
         raise InputError(
-            f"task {task.id!r} ran out of distinct test problems after {len(unique)}: "
+            f"task {task.id!r} ran out of distinct test problems after {len(instances)}: "
             "ask for fewer or widen its settings"
         )
-    order = rng_.keyed(seed, "order", task.id, *task.cell).permutation(len(unique))
-    yield from (unique[i] for i in order[:count].tolist())
+    order = rng_.keyed(seed, "order", task.id, *task.cell).permutation(len(instances))
+    yield from (instances[i] for i in order[:count].tolist())

@@ -29,7 +29,7 @@ from whet.fit import FitSettings, Player, fit
 from whet.fit.ema import EMA
 from whet.fit.schedules import warmup_cosine
 from whet.models.registry import trainable_classes
-from whet.tasks import Instance, Task, evaluation_only, get_task, split_of
+from whet.tasks import Instance, Task, evaluation_only, get_task, trainable
 from whet.tasks.answers import THINK
 from whet.tasks.scratchpad.patterns import TextTask
 from whet.zoo.tokenizer import character_tokenizer
@@ -254,7 +254,7 @@ def draw_pair(task: Task, rng: np.random.Generator, *, thinking: float = 0.0) ->
     """
     while True:
         instance = task.generate(rng)
-        if split_of(instance.key) != "train":
+        if not trainable(task, instance):
             continue
         if thinking and isinstance(task, TextTask) and rng.random() < thinking:
             return instance.prompt, think(rng, instance)

@@ -3,11 +3,11 @@
 arXiv 2509.24210. 29 easy tasks (an operation on a list), 5 medium ones with 49 families of
 sequences, 10 hard ones with 68 variations (puzzles, formulas, optimisation). An instance is drawn
 from a key and can be made again from it; its answer is checked as a property, so that every valid
-answer counts. Hard instances are certified when they are drawn: solvable, unique or optimal where
-the prompt says so.
+answer counts. Hard instances are solvable, unique or optimal as their prompt says, by an exact
+search when they are drawn; `certify` has a solver that did not draw them say so again.
 
-`faithful` draws as the paper's code does; `wide` draws from spaces so large that no problem of
-theirs can have been seen. log10 of the number of problems of a cell stands in every record, since
+`faithful` draws as the paper's code does; `wide` draws from much larger spaces, for most cells
+more than 10^15 problems. log10 of the number of problems of a cell stands in every record, since
 the argument of the paper needs it to be large and for many of its cells it is not: n queens has
 one problem a size, several families of sequences fewer than ten. Such cells are for evaluation
 only, and those which the paper's filter leaves without any problem are listed with that reason.
@@ -19,7 +19,8 @@ assignment, Horn formulas are Horn, exactly-one constraints are printed and chec
 Sudoku variants are printed with their regions and cages and have one solution by an exact count;
 logic grids have exactly one solution and no canned fallback; parsing never looks at the problem's
 numbers or its solution; failed generations stay in the denominator; nothing touches the global
-random state.
+random state. Cryptarithms are made from numbers, whose digits get random letters, instead of from
+lists of words.
 """
 
 from whet.tasks.beyondbench import easy, hard, medium

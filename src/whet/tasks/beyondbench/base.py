@@ -7,14 +7,15 @@ that no problem was ever published.
 
 from __future__ import annotations
 
+import functools
 import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, Self
 
 from whet.errors import OptionError, nearest
-from whet.tasks.base import Instance, Task
+from whet.tasks.base import Instance, Task, evaluation_only
 
 Level = Literal["easy", "medium", "hard"]
 Drawing = Literal["faithful", "wide"]
@@ -58,7 +59,36 @@ class BeyondTask(Task):
     @property
     def cell(self) -> tuple[str | int, ...]:
         """See `Task.cell`."""
-        return (self.mode, self.variation, self.size or 0)
+        own = [f"{name}={getattr(self, name)}" for name in self._settings if self._changed(name)]
+        return (self.mode, self.variation, self.size or 0, *own)
+
+    @property
+    def _settings(self) -> list[str]:
+        """Fields of the task's own, beside variation, size and mode."""
+        return [f.name for f in fields(self) if f.name not in ("variation", "size", "mode")]
+
+    def _changed(self, name: str) -> bool:
+        return bool(getattr(self, name) != getattr(self._usual, name))
+
+    @property
+    def _usual(self) -> Self:
+        """The same cell with the task's own settings at their defaults."""
+        return type(self)(variation=self.variation, size=self.size, mode=self.mode)
+
+    @property
+    def shares_problems(self) -> bool:
+        """See `Task.shares_problems`: a narrowed range lies within the usual one."""
+        usual = self._usual
+        return any(map(self._changed, self._settings)) and not evaluation_only(usual)
+
+    def reserved(self, instance: Instance) -> bool:
+        """See `Task.reserved`: the few problems that `faithful` has are never trained on."""
+        if self.mode == "faithful":
+            return False
+        sizes = self.allowed_sizes(self.variation, "faithful")
+        return self.size in sizes and instance.key in _few(
+            type(self), self.variation, self.size or 0
+        )
 
     def empty_because(self) -> str:
         """Why this cell has no problem at all ("" where it has some): the paper's filter."""
@@ -117,6 +147,14 @@ class BeyondTask(Task):
             size=self.size,
             public=f"{self.label}:{self.size}:{json.dumps(data, separators=(',', ':'))}",
         )
+
+
+@functools.cache
+def _few(cls: type[BeyondTask], variation: str, size: int) -> frozenset[str]:
+    """Keys of a faithful cell that is for evaluation only, where it can be listed."""
+    task = cls(variation=variation, size=size, mode="faithful")
+    listed = task.all_instances() if evaluation_only(task) else None
+    return frozenset(instance.key for instance in listed or ())
 
 
 def _in_words(sizes: Sequence[int]) -> str:

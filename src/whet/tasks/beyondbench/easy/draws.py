@@ -128,7 +128,12 @@ RELATION = Draw(
     _log10_lists,
     lambda size, low, high: "" if high > low else "two distinct numbers",
 )
-"""Two numbers: less, greater and equal with probability one third each."""
+"""Two numbers; each draw is less, greater or equal with probability one third.
+
+A list of distinct problems keeps these shares only while equal pairs last: there is one for every
+number of the range. -100..100 has 201 of them, about 25 in the test split, so that long lists of
+`faithful` hold hardly any; a billion either way has enough for every list.
+"""
 
 
 def _dividend(rng: np.random.Generator, size: int, low: int, high: int) -> list[int]:

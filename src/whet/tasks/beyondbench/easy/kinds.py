@@ -6,6 +6,7 @@ one of another type is wrong.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable
@@ -17,7 +18,10 @@ from whet.tasks import answers
 from whet.tasks.base import Mode
 
 TOLERANCE = Fraction(1, 10**6)
-_RELATION = re.compile(r"greater than|less than|equal to")
+_AND = re.compile(r"\\?&|\band\b", re.I)
+_INTEGERS = re.compile(r"(?:(?<![\w.)\]}])[-+])?\d[\w.]*", re.A)
+_BULLET = re.compile(r"\s*(?:[-*•]|\d{1,3}[.)])\s", re.A)
+_LIST = re.compile(r"\[([-+\d\s,;]*)\]", re.A)
 
 
 @dataclass(frozen=True)
@@ -53,18 +57,39 @@ def _read_list(text: str, mode: Mode) -> list[int] | None:
     )
 
 
+def _set(text: str) -> list[int] | None:
+    """Numbers and nothing else but brackets, commas, "and" and &."""
+    return answers.integers(_AND.sub(",", text))
+
+
 def _last_set(text: str) -> list[int] | None:
-    found = answers.last_integers(text)
-    if found is not None:
-        return found
-    one = answers.last_integer(text)
-    return None if one is None else [one]
+    """All numbers of the last sentence that has some. Neighbouring items of a list are one.
+
+    A bracketed list that repeats a number is no set but the restated problem.
+    """
+    lines = [line for line in text.splitlines() if line.strip()]
+    for items, group in itertools.groupby(reversed(lines), key=_is_item):
+        for block in [" ".join(group)] if items else group:
+            for sentence in [block] if items else reversed(answers.sentences(block)):
+                found = _INTEGERS.findall(_LIST.sub(_unless_repeating, sentence))
+                if found:
+                    values = [answers.integer(x.rstrip(".")) for x in found]
+                    return None if None in values else [x for x in values if x is not None]
+    return None
+
+
+def _is_item(line: str) -> bool:
+    """Whether a line has a bullet or number before it, or no words."""
+    return bool(_BULLET.match(line)) or not any(map(str.isalpha, line))
+
+
+def _unless_repeating(found: re.Match[str]) -> str:
+    values = answers.integers(found.group()) or []
+    return " " if len(set(values)) < len(values) else found.group()
 
 
 def _read_set(text: str, mode: Mode) -> list[int] | None:
-    return answers.read(
-        text, mode, marked=answers.last_boxed, exact=answers.integers, last=_last_set
-    )
+    return answers.read(text, mode, marked=answers.last_boxed, exact=_set, last=_last_set)
 
 
 def _wrong_list(answer: object, truth: list[int]) -> str:
@@ -117,7 +142,12 @@ def _read_number(text: str, mode: Mode) -> answers.Rounded | Fraction | None:
     if mode == "strict":
         return answers.boxed_number(text, mode)
     return answers.read(
-        text, mode, marked=answers.last_boxed, exact=answers.rounded, last=answers.last_rounded
+        text,
+        mode,
+        marked=answers.last_boxed,
+        exact=answers.rounded,
+        within=answers.only_rounded,
+        last=answers.last_rounded,
     )
 
 
@@ -151,18 +181,50 @@ NUMBER = Kind(
 # --- a relation ---------------------------------------------------------------------------------
 
 
-def _relation(text: str) -> str | None:
+_PHRASES = ("greater than", "less than", "equal to")
+_WORDS = {
+    **dict.fromkeys(("greater", "larger", "bigger", "larger than", ">", r"\gt"), _PHRASES[0]),
+    **dict.fromkeys(("less", "smaller", "lower", "smaller than", "<", r"\lt"), _PHRASES[1]),
+    **dict.fromkeys(("equal", "equals", "the same", "=", "=="), _PHRASES[2]),
+}
+_STATED = re.compile(
+    r"\b(?:(?P<greater>(?:greater|larger|bigger) than)|(?P<less>(?:less|smaller|lower) than)"
+    r"|(?P<equal>equals?(?: to)?))\b"
+)
+# Sentences that leave the relation open, or deny one.
+_OPEN = re.compile(
+    r"\b(?:not|cannot|never|neither|nor|whether)\b|n['’]t\b"
+    r"|\bno (?:greater|larger|bigger|less|smaller|lower)\b"
+)
+_PARTS = re.compile(r"(?<=[.!?;])\s+|\n\s*\n")
+
+
+def _phrase(text: str) -> str | None:
     found = " ".join(text.lower().split()).strip(" .\"'")
-    return found if _RELATION.fullmatch(found) else None
+    return found if found in _PHRASES else None
+
+
+def _phrase_or_word(text: str) -> str | None:
+    """Lenient reading also knows other words for the phrases, and the signs."""
+    found = " ".join(text.lower().split()).strip(" .\"'")
+    return found if found in _PHRASES else _WORDS.get(found)
 
 
 def _last_relation(text: str) -> str | None:
-    found = _RELATION.findall(" ".join(text.lower().split()))
-    return found[-1] if found else None
+    """What the last sentence about a relation says; None where it asks or names several."""
+    for part in reversed(_PARTS.split(text.lower())):
+        sentence = " ".join(part.split())
+        found = {m.lastgroup for m in _STATED.finditer(sentence)}
+        if found:
+            if len(found) > 1 or _OPEN.search(sentence) or sentence.endswith("?"):
+                return None
+            return dict(zip(("greater", "less", "equal"), _PHRASES, strict=True))[found.pop() or ""]
+    return None
 
 
 def _read_relation(text: str, mode: Mode) -> str | None:
-    return answers.read(text, mode, marked=answers.last_boxed, exact=_relation, last=_last_relation)
+    exact = _phrase if mode == "strict" else _phrase_or_word
+    return answers.read(text, mode, marked=answers.last_boxed, exact=exact, last=_last_relation)
 
 
 def _wrong_relation(answer: object, truth: str) -> str:

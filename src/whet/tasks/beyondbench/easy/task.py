@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
@@ -107,8 +109,19 @@ class EasyTask(BeyondTask):
         return rf"\boxed{{{self.row.kind.write(answer)}}}"
 
     def parse(self, text: str, mode: Mode = "lenient") -> Any | None:
-        """See `Task`: what stands in the last box, of the type of the task's answers."""
-        return self.row.kind.read(text, mode)
+        """See `Task`: what stands in the last box, of the type of the task's answers.
+
+        A question of the task that the text repeats, about any numbers, is left out.
+        """
+        return self.row.kind.read(_repeated(self.row.question).sub("\n", text), mode)
+
+
+@functools.cache
+def _repeated(question: str) -> re.Pattern[str]:
+    """The question with any numbers, spaced in any way."""
+    number = r"[-−–+]?\d[\d,]*"
+    pattern = re.escape(question).replace(r"\ ", r"\s+").replace(r"\{x\}", r"\[[^\[\]]*\]")
+    return re.compile(pattern.replace(r"\{a\}", number).replace(r"\{b\}", number), re.I | re.A)
 
 
 def task_class(row: Row, module: str) -> type[EasyTask]:

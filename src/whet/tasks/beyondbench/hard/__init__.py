@@ -1,4 +1,4 @@
-"""The hard suite of BeyondBench: 10 tasks, 68 variations, every instance certified by a solver."""
+"""The hard suite of BeyondBench: 10 tasks with 68 variations; solvers certify them on request."""
 
 from whet.tasks.beyondbench.base import BeyondTask
 from whet.tasks.beyondbench.hard.colouring import GraphColoring

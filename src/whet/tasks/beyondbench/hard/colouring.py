@@ -118,7 +118,7 @@ class GraphColoring(BeyondTask):
         return "<answer>{" + ", ".join(f"{v}: {c}" for v, c in answer.items()) + "}</answer>"
 
     def parse(self, text: str, mode: Mode = "lenient") -> dict[int, str] | None:
-        """Vertex to colour as it is written; `vertex 3` and `v3` are vertex 3."""
+        """Vertex to colour as it is written; `vertex 3`, `v3` and `v_{3}` are vertex 3."""
         return read(text, mode, marked=last_block, exact=_colours, last=_last_colours)
 
 

@@ -23,7 +23,8 @@ Move = tuple[int, str, str]
 Pegs = Sequence[int]  # the peg (0, 1, 2 for A, B, C) of disk 1, disk 2, ...
 
 _ARROW = r"(?:to|onto|->|=>|→|\\to|\\rightarrow)"
-_FROM_TO = rf"(?:peg )?([ABC]) ?{_ARROW} ?(?:peg )?([ABC])\b"
+_PEG = r"(?:(?:peg|rod|pole|tower) )?"
+_FROM_TO = rf"{_PEG}([ABC]) ?{_ARROW} ?{_PEG}([ABC])\b"
 _MOVE = re.compile(rf"\bdis[ck] ?#?(\d{{1,3}}) ?(?:from|:) ?{_FROM_TO}", re.I)
 _LINE = re.compile(  # one move and nothing else, perhaps numbered; spaces are single by then
     r"(?:[-*] ?)?(?:(?:step |move )?\d{1,4} ?[.):] ?)?(?:move |transfer )?(?:the )?"

@@ -253,14 +253,14 @@ def _folded(found: Mapping[Any, Any]) -> dict[str, Any] | None:
     return out if len(out) == len(found) else None
 
 
-# --- reading answers: lines "Name: [category: value, ...]", or a table with a row per person ---
+# --- the grid in a model's text: bracketed rows after the names, else a table of people ----------
 
 _MAX_LABEL = 80
 _DRESSING = " \t\r*_`'\",;.-•&|\\"
 
 
 def _grid(text: str) -> Grid | None:
-    """Lines or a table and nothing else."""
+    """Bracketed rows or a table and nothing else."""
     found, left_over = _from_lines(text)
     if found is None:
         found, left_over = _from_table(text)
@@ -268,12 +268,12 @@ def _grid(text: str) -> Grid | None:
 
 
 def _last_grid(text: str) -> Grid | None:
-    """The last run of such lines, else the last table."""
+    """The last run of bracketed rows, else the last table."""
     return _from_lines(text)[0] or _from_table(text)[0]
 
 
 def _from_lines(text: str) -> tuple[Grid | None, str]:
-    """The last run of "Name: [...]", and all text that belongs to no such line.
+    """The last run of rows in brackets, and all text that belongs to none.
 
     A run ends where a name comes again, so that a repeated answer replaces the earlier one.
     """
@@ -305,7 +305,7 @@ def _from_lines(text: str) -> tuple[Grid | None, str]:
 
 
 def _row(text: str) -> dict[str, str] | None:
-    """category: value, category: value"""
+    """The cells of one person by category; None where a part is no pair."""
     found: dict[str, str] = {}
     for part in text.split(","):
         category, colon, value = part.partition(":")

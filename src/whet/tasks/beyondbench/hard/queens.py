@@ -6,6 +6,7 @@ solutions of each board.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -17,6 +18,7 @@ from whet.tasks.base import Instance, Mode, Verdict
 from whet.tasks.beyondbench.base import BeyondTask, Drawing, Level
 
 _FREE = -1
+_ALONE = re.compile(r"\[\s*(\d{1,3})\s*\]", re.A)
 
 _WIDE_SIZES = {"n4": (8, 9), "n5": (10, 11), "n6": (12, 13), "n8": (14,)}
 
@@ -86,7 +88,8 @@ class NQueens(BeyondTask):
         return f"<answer>{as_json_list(list(answer))}</answer>"
 
     def parse(self, text: str, mode: Mode = "lenient") -> list[int] | None:
-        return read(text, mode, marked=last_block, exact=integers, last=last_integers)
+        """The columns; [[1], [3], ...] is [1, 3, ...]."""
+        return read(text, mode, marked=last_block, exact=_columns, last=_last_columns)
 
 
 def complete(given: Sequence[int], orders: Sequence[Sequence[int]] = ()) -> list[int]:
@@ -121,6 +124,14 @@ def complete(given: Sequence[int], orders: Sequence[Sequence[int]] = ()) -> list
     if not all(c == _FREE or safe(r, c) for r, c in enumerate(given)) or not search():
         raise ValueError("these queens cannot be completed")
     return board
+
+
+def _columns(text: str) -> list[int] | None:
+    return integers(_ALONE.sub(r"\1", text))
+
+
+def _last_columns(text: str) -> list[int] | None:
+    return last_integers(_ALONE.sub(r"\1", text))
 
 
 def _prompt(given: Sequence[int]) -> str:

@@ -111,7 +111,7 @@ class BooleanSat(BeyondTask):
         return "<answer>{" + ", ".join(f"x{v}: {t}" for v, t in answer.items()) + "}</answer>"
 
     def parse(self, text: str, mode: Mode = "lenient") -> dict[int, bool] | None:
-        """Variable to truth value; None where a value is not readable as one."""
+        """Variable to truth value, x_1 and x_{1} being x1; None where a value is not readable."""
         return read(text, mode, marked=last_block, exact=_assignment, last=_last_assignment)
 
 

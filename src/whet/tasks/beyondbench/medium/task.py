@@ -74,6 +74,11 @@ class MediumTask(BeyondTask):
     def _size(self) -> int:
         return cast(int, self.size)
 
+    @property
+    def _example(self) -> str:
+        sequence, result = self.worked
+        return f"For example, {sequence}, ? continues with \\boxed{{{result}}}."
+
     def _admitted(self) -> Admitted:
         return faithful_settings(self._family, self.paper, self._size)
 
@@ -104,11 +109,10 @@ class MediumTask(BeyondTask):
     def _instance(self, core: Core, a: int, b: int) -> Instance:
         *shown, answer = _terms(self._family, core, a, b, self._size)
         written = ", ".join(map(answers.write_number, shown))
-        example, result = self.worked
         prompt = (
             f"Find the number that continues this sequence: {written}, ?\n"
             f"{self.hints}{_DISGUISE if self.mode == 'wide' else ''}\n"
-            f"For example, {example}, ? continues with \\boxed{{{result}}}.\n"
+            f"{self._example}\n"
             "End with the next term alone, in digits, as \\boxed{term}."
         )
         data = (self.variation, core, a, b, self._size)
@@ -156,7 +160,11 @@ class MediumTask(BeyondTask):
         return rf"\boxed{{{answers.write_number(answer)}}}"
 
     def parse(self, text: str, mode: Mode = "lenient") -> int | Fraction | None:
-        """See `Task`: the number in the last box, a whole one where all terms are."""
+        """See `Task`: the number in the last box, a whole one where all terms are.
+
+        The worked example is left out where the text repeats it: its result can be the answer.
+        """
+        text = text.replace(self._example, "\n")
         if self.mode == "wide" or self._family.whole:
             return answers.boxed_integer(text, mode)
         return answers.boxed_number(text, mode)
