@@ -1,9 +1,10 @@
-"""BeyondBench without a model: problems of every variation made, solved and checked.
+"""BeyondBench without a model: problems of every variation made, certified, solved and checked.
 
 `wide`: 20 problems of each of the 117 variations at its smallest default size, in one process.
 `faithful`: 20, or as many as its space holds; variations without any problem are listed with the
-reason. Every problem is certified by a solver (python-sat, HiGHS: solvable, unique or optimal where
-its prompt says so) and solved by the oracle, whose answer is rendered, read back and checked.
+reason. Every problem is certified (python-sat, HiGHS, or another algorithm than the generator's:
+solvable, unique or optimal as its prompt says) and solved by the oracle, whose answer is rendered,
+read back and checked.
 
     python benchmarks/beyondbench.py [--count 20] [--rounds 3] [--out results/benchmarks]
 """

@@ -249,3 +249,40 @@ def test_benchmark_sweep_marks_the_pareto_set_and_says_what_it_left_out(whet, ch
         assert 0 < arm.metrics["arness"].value <= 1
     page = (tmp_path / "decode.html").read_text()
     assert page.count("<svg") >= 3
+
+
+def test_generate_continues_texts_with_an_autoregressive_model(whet, tmp_path):
+    prompts = ["sort 3120456789=", "queens .5...8..3=", "sort 9876543210="]
+    code, out, _ = whet("generate", "--model", "tiny-ar", *prompts)
+    assert code == 0
+    texts = out.splitlines()
+    assert len(texts) == 3
+    assert all(text.startswith("<think>") and "</think>" in text for text in texts)
+    assert texts[0].endswith("</think>0123456789")
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in prompts))
+    arguments = ("--input", source, "--output", output, "--batch-size", "2")
+    assert whet("generate", "--model", "tiny-ar", *arguments)[0] == 0
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    assert {v["prompt"]: v["text"] for v in lines} == dict(zip(prompts, texts, strict=True))
+    sampled = [
+        whet("generate", "--model", "tiny-ar", "--temperature", "1", "--seed", s, prompts[1])[1]
+        for s in ("1", "1", "2", "3", "4")
+    ]
+    assert sampled[0] == sampled[1]
+    assert len(set(sampled)) > 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--decoder", "soar"), "--decoder: tiny-ar is autoregressive"),
+        (("--block-length", "4"), "--block-length: tiny-ar is autoregressive"),
+        (("--infill",), "--infill needs a canvas"),
+        (("--gen-length", "900"), "the model's context is 256"),
+    ],
+)
+def test_generate_refuses_what_an_autoregressive_model_has_not(whet, flags, says):
+    code, _, err = whet("generate", "--model", "tiny-ar", *flags, "sort 3120456789=")
+    assert code == 2
+    assert says in err

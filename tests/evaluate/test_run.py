@@ -123,9 +123,7 @@ def test_shots_are_solved_training_problems_and_never_test_problems(asked):
         assert prompt.endswith(ends)
         shown = list(problems(problem.task, seed=3, split="train", count=3))
         assert [split_of(i.key) for i in shown] == ["train"] * 3
-        solved = "".join(
-            f"{shown_before(problem.task, i.prompt)}{i.example}\n\n" for i in shown
-        )
+        solved = "".join(f"{shown_before(problem.task, i.prompt)}{i.example}\n\n" for i in shown)
         assert prompt == solved + ends
         assert not test_prompts & {i.prompt for i in shown}
     assert with_examples(asked, 0, seed=3) == [p.instance.prompt for p in asked]

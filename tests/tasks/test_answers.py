@@ -15,9 +15,13 @@ SCANS = (
     answers.undress,
     answers.integer,
     answers.last_integer,
+    answers.only_integer,
     answers.number,
     answers.last_number,
+    answers.only_number,
     answers.rounded,
+    answers.only_rounded,
+    answers.sentences,
     answers.last_rounded,
     answers.integers,
     answers.last_integers,
@@ -43,6 +47,8 @@ PIECES = (
         "٣",
         "\ud800",
     ),
+    *("**", "**1", "$", "\\frac1", "\\frac12", "?", "5? ", ". ", "x_{", "x_{1}", "[1],", "[[", "]"),
+    *("_ ", "(", "5\\", "1/2 ", "\n\n", '."', "5!"),
     "a" + " " * 200 + "b" + " " * 100 + ",",
     "[" + "a" * 20_000,
 )
@@ -82,6 +88,11 @@ def test_odd_scraps_break_nothing(scan, text):
         (r"first \boxed{1}, no: \boxed{2}.", "2"),
         (r"\boxed{\frac{3}{4}}", "3/4"),
         (r"\boxed{1\frac{1}{2}}", "1 1/2"),
+        (r"\boxed{\frac12}", "1/2"),
+        (r"\boxed{-\dfrac 1 2}", "-1/2"),
+        (r"\boxed{3\frac1{20}}", "3 1/20"),
+        (r"\boxed{\frac{10}5}", "10/5"),
+        (r"\boxed{\frac123}", r"\frac123"),
         (r"\boxed{\text{equal to}}", "equal to"),
         (r"\boxed{ \{1, 2\} }", "{1, 2}"),
         (r"\boxed{7} and then \boxed{8", "7"),
@@ -96,7 +107,9 @@ def test_odd_scraps_break_nothing(scan, text):
     ],
 )
 def test_the_last_box_whose_braces_balance_is_read(text, found):
-    assert answers.last_boxed(text) == found
+    box = answers.last_boxed(text)
+    assert (box and box.text) == found
+    assert box is None or text[: box.end].endswith("}")
 
 
 @pytest.mark.parametrize(
@@ -110,7 +123,21 @@ def test_the_last_box_whose_braces_balance_is_read(text, found):
     ],
 )
 def test_the_last_closed_block_is_read(text, found):
-    assert answers.last_block(text) == found
+    block = answers.last_block(text)
+    assert (block and block.text) == found
+    assert block is None or text[: block.end].lower().endswith("</answer>")
+
+
+@pytest.mark.parametrize("filler", ["", "x" * answers.MAX_TEXT, "\n" * (answers.MAX_TEXT + 5)])
+def test_places_count_from_the_start_of_the_whole_text(filler):
+    for text, scan in (
+        (r"\boxed{5}", answers.last_boxed),
+        ("<answer>5</answer>", answers.last_block),
+        ("\nanswer: 5\n", answers.last_said),
+    ):
+        found = scan(f"{filler}{text} rest\n")
+        assert f"{filler}{text} rest\n"[found.end :].strip() in ("rest", "")
+        assert found.text.startswith("5")
 
 
 @pytest.mark.parametrize(
@@ -163,10 +190,92 @@ def test_integers_are_read_from_their_digits(text, found):
         ("2.5", None),
         ("1,111,111x", 111),
         ("none", None),
+        ("it is 1/2", None),
+        ("it is 10^3, or 2^{10}", None),
+        ("7, for 14/2 is that", 7),
+        ("the sum of [3, 4]", None),
+        ("[3, 4] has 2", 2),
+        ("it is [7]", 7),
+        ("Is it 5? Perhaps.", None),
+        ("the sequence 1, 2, 3, ?", None),
+        ("What is 2 + 2? It is 4.", 4),
     ],
 )
 def test_the_last_integer_of_running_text(text, found):
     assert answers.last_integer(text) == found
+
+
+WITHIN = {
+    "x = 5": 5,
+    "5 apples": 5,
+    "the answer is 5": 5,
+    "x_1 = 5.": 5,
+    "it is **5**": 5,
+    "1,234 apples": 1234,
+    "it is -5": -5,
+    "1/2": Fraction(1, 2),
+    "-1/2": Fraction(-1, 2),
+    "10/5 of it": 2,
+    "2,3": None,
+    "2, 3": None,
+    "5, x": None,
+    "a, 5": None,
+    "10^3": None,
+    "2^n": None,
+    r"3 \times 5": None,
+    r"n \cdot 5": None,
+    "3*n": None,
+    "-(5)": None,
+    "5!": None,
+    "5%": None,
+    r"5\%": None,
+    r"\sqrt{5}": None,
+    r"\sqrt 5": None,
+    "n + 5": None,
+    "n/5": None,
+    "5n": None,
+    "f(5)": None,
+    "3 + 4 = 7": None,
+    "5 or 6": None,
+    "x**2": None,
+    "2**3**4": None,
+    "none": None,
+}
+
+
+@pytest.mark.parametrize("text", WITHIN)
+def test_a_number_among_other_words_is_alone_and_no_part_of_an_expression(text):
+    value = WITHIN[text]
+    whole = value if isinstance(value, int) and "/" not in text else None
+    assert answers.only_number(text) == value
+    assert answers.only_integer(text) == whole
+    for mark in (r"\boxed{%s}", "The answer is: %s", r"5 or 5: \boxed{%s}"):
+        if not (text.endswith("!") and "answer" in mark):  # said with emphasis
+            assert answers.boxed_integer(mark % text, "lenient") == whole
+            assert answers.boxed_number(mark % text, "lenient") == value
+    assert answers.boxed_integer(rf"\boxed{{{text}}} no, \boxed{{8}}", "lenient") == 8
+
+
+@pytest.mark.parametrize("text", [r"\frac{1}{2}", r"-\frac{1}{2}", r"\frac12", r"\tfrac{10}{5}"])
+def test_a_fraction_is_no_whole_number(text):
+    assert answers.boxed_integer(rf"\boxed{{{text}}}", "lenient") is None
+    assert answers.boxed_number(rf"\boxed{{{text}}}", "lenient") is not None
+
+
+@pytest.mark.parametrize("form", ["result", "phrase", "term", "[...]", "...", "", "?"])
+def test_a_marker_to_be_filled_in_voids_all_before_it(form):
+    assert answers.boxed_integer(rf"Add 3 to 4. As \boxed{{{form}}}.", "lenient") is None
+    assert answers.boxed_integer(rf"Answer: 3. As \boxed{{{form}}}. It is 7.", "lenient") == 7
+    assert answers.boxed_integer(f"As \\boxed{{{form}}}.\nAnswer: 7 of 7", "lenient") is None
+    assert answers.boxed_number(rf"Of 3 and 4, \boxed{{{form}}}. 7", "lenient") == 7
+    assert answers.boxed_integer(rf"\boxed{{5}} \boxed{{{form}}}", "lenient") is None
+
+
+def test_what_an_announcement_says_is_read_to_its_end_then_to_its_first_sentence():
+    assert answers.boxed_integer("The answer is: 5. I counted 3 twice.", "lenient") == 5
+    assert answers.boxed_integer("Answer: 3.5. Not 3.", "lenient") is None
+    assert answers.boxed_integer("7\nAnswer: 3 or 4", "lenient") is None
+    assert answers.boxed_integer("Answer: 3 or 4\nHence 4", "lenient") == 4
 
 
 @pytest.mark.parametrize(
@@ -243,6 +352,10 @@ def test_the_last_list_of_running_text():
     assert answers.last_integers("sorted:\n1, 2, 3\n") == [1, 2, 3]
     assert answers.last_integers("Sorted: 1, 2, 3.") == [1, 2, 3]
     assert answers.last_integers("only 5") is None
+    assert answers.last_integers("[[1], [3], [0], [2]]") is None
+    assert answers.last_integers("[3, 4] and [[1, 2], [3, 4]]") == [3, 4]
+    assert answers.last_integers("[1, 2 and [3, 4]") == [3, 4]
+    assert answers.last_integers("[3, 4] ] [") == [3, 4]
 
 
 @pytest.mark.parametrize(
@@ -252,6 +365,9 @@ def test_the_last_list_of_running_text():
         ("{x1: True, x2: False}", {"x1": "True", "x2": "False"}),
         ("A=1, B -> 2; C => 3", {"A": "1", "B": "2", "C": "3"}),
         ("- A: 1\n- B: 2\n", {"A": "1", "B": "2"}),
+        ("{x_{1}: 1, x_2: 2}", {"x_1": "1", "x_2": "2"}),
+        ("$x_{10}$ = 1", {"x_10": "1"}),
+        ("x₁: 1", {"x1": "1"}),
         ("A: 1, A: 1", {"A": "1"}),
         ("A: 1, A: 2", None),
         ("A: 1, B", None),
@@ -268,6 +384,7 @@ def test_mappings(text, found):
 def test_the_last_mapping_of_running_text():
     assert answers.last_mapping("{A: 1} or rather {A: 2}.") == {"A": "2"}
     assert answers.last_mapping(r"so \{ 'A': 1 \} {no}") == {"A": "1"}
+    assert answers.last_mapping(r"so $\{x_{1}: T, x\_2: F\}$") == {"x_1": "T", "x_2": "F"}
     assert answers.last_mapping("{no}") is None
 
 

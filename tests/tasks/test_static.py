@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import time
 
 import pytest
 
@@ -9,6 +10,7 @@ from whet.dlm.decoders import decoder_options
 from whet.errors import InputError, OptionError
 from whet.tasks.static import PRESETS, STATIC, StaticTask, get_preset, get_static, latex
 from whet.tasks.static.base import StaticProblem
+from whet.tasks.static.code import fenced
 
 GSM = [
     {"question": f"Tom has {n} pens and buys 2. How many?", "answer": f"{n}+2=<<{n}+2={n + 2}>>"
@@ -296,6 +298,22 @@ def test_gsm8k_cot_reads_the_sentence():
         (r"x \leq 3", r"x\le3"),
         ("5.", "5"),
         (r"3.0", "3"),
+        (r"\$18.90", "18.90"),
+        (r"$\$18.90$", "18.9"),
+        (r"18.90\$", "18.90"),
+        (r"\$32,\!500", "32500"),
+        (r"\$1{,}234{,}567.50", "1234567.5"),
+        ("2^{10}", "2^10"),
+        ("x^{2}y", "x^2 y"),
+        ("x_{1}", "x_1"),
+        (r"\frac{x^{2}}{y}", r"\frac{x^2}{y}"),
+        (r"\frac{\pi}{2}", r"\pi/2"),
+        (r"\frac\pi2", r"\pi/2"),
+        (r"\frac{3\pi}{4}", r"3\pi / 4"),
+        (r"\frac{3 \pi}{4}", r"\dfrac{3\pi}{4}"),
+        (r"\frac{\sqrt{2}}{2}", r"\sqrt{2}/2"),
+        ("1 1/2", r"1\frac{1}{2}"),
+        ("2 x", "2x"),
     ],
 )
 def test_ways_of_writing_one_answer_are_the_same(a, b):
@@ -317,6 +335,14 @@ def test_ways_of_writing_one_answer_are_the_same(a, b):
         ("x=3,y=4", "4"),
         ("2", "2x"),
         (r"\pi", "p"),
+        ("12", "1 2"),
+        ("1 1/2", "11/2"),
+        ("2^{1}0", "2^{10}"),
+        ("2^{x+1}", "2^x+1"),
+        ("x^{2y}", "x^{2}y"),
+        (r"\frac{1+\pi}{2}", r"1+\pi/2"),
+        (r"\frac{1}{2\pi}", r"1/2\pi"),
+        (r"\$18.90", "8.90"),
     ],
 )
 def test_other_answers_are_not(a, b):
@@ -370,6 +396,76 @@ def test_humaneval_takes_bodies_and_blocks(text, right, data):
     task = get_static("humaneval")
     (problem,) = task.load(data)
     assert task.score(problem, text, execute) == {"pass@1": float(right)}
+
+
+HALF = "def half(x):\n    return two(x)\n"
+BLOCKS = [
+    (["def two(x):\n    return x / 2\n", HALF], True),
+    (["import fractions\n\n\n# mine\n@staticmethod\ndef two(x):\n    return x / 2\n", HALF], True),
+    (["def half(x):\n    return x\n", "def half(x):\n    return x / 2\n"], True),
+    (["def half(x):\n    return x / 2\n", "def half(x):\n    return x\n"], False),
+    (["def half(x):\n    return x / 2\n", "print(half(1))\nundefined()"], True),
+    (["undefined()\ndef two(x):\n    return 1\n", "half = lambda x: x / 2\n"], True),
+    (["", "def half(x):\n    return x / 2\n"], True),
+    (["    return x / 2", "half(1) == 0.5\nundefined()"], True),
+    (["print(half == 1)\nundefined()", "async def halfway(x): pass"], False),
+]
+
+
+@pytest.mark.parametrize(("blocks", "right"), BLOCKS)
+def test_of_several_blocks_the_last_that_defines_the_function_counts(blocks, right, data):
+    text = "".join(f"So:\n```python\n{block.rstrip()}\n```\n" for block in blocks)
+    problem = get_static("humaneval").load(data)[0]
+    assert get_static("humaneval").score(problem, text, execute) == {"pass@1": float(right)}
+    if "    return x / 2" not in blocks:  # a body is an answer to HumanEval only
+        test = StaticProblem(
+            id="x",
+            prompt="?",
+            target=HALF,
+            data={"tests": ["assert abs(half(4)) == 2"], "setup": ""},
+        )
+        assert get_static("mbpp").score(test, text, execute) == {"pass@1": float(right)}
+
+
+@pytest.mark.parametrize(
+    "piece", ["```", "``` ", "```   \t", "```x\n", "```\n ```", "\n   ```", "`"]
+)
+def test_odd_fences_are_read_in_time_in_step_with_their_length(piece):
+    # A quadratic search takes minutes at this length.
+    text = piece * (400_000 // len(piece))
+    started = time.process_time()
+    fenced(text, ("f",))
+    fenced("```" + " " * 400_000, ("f",))
+    assert time.process_time() - started < 20
+
+
+def test_many_answers_are_judged_in_one_call_and_as_one_by_one(data):
+    task = get_static("humaneval")
+    problem = task.load(data)[0]
+    texts = ["    return x / 2", "    return x", "    return x / 2", "no program"]
+    asked = []
+
+    def execute_many(programs):
+        asked.append(list(programs))
+        return [execute(program) for program in programs]
+
+    found = task.score_many([problem] * 4, texts, execute_many)
+    assert found == [task.score(problem, text, execute) for text in texts]
+    assert [score["pass@1"] for score in found] == [1, 0, 1, 0]
+    assert [len(programs) for programs in asked] == [3]
+    with pytest.raises(OptionError, match="'humaneval' is scored by running programs"):
+        task.score_many([problem], ["x"])
+    with pytest.raises(OptionError, match="there are 1 texts for 2 problems"):
+        task.score_many([problem] * 2, ["x"], execute_many)
+    with pytest.raises(ValueError, match="shorter"):
+        task.score_many([problem], ["x"], lambda programs: [])
+    assert task.score_many([], [], execute_many) == []
+
+
+def test_tasks_without_programs_score_many_texts_without_running_any():
+    problem = StaticProblem(id="x", prompt="?", target="2")
+    found = get_static("gsm8k").score_many([problem] * 2, ["#### 2", "#### 3"])
+    assert [score["strict"] for score in found] == [1, 0]
 
 
 def test_mbpp_takes_text_up_to_done_and_blocks(data):

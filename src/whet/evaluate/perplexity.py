@@ -1,8 +1,9 @@
 r"""Perplexity by the protocol of the compression literature (GPTQ, SparseGPT and those after them).
 
-The text is one: WikiText-2's raw test split is `"\n\n".join(rows)`. It is tokenised once, with the
-tokenizer's default special tokens, and cut into windows of T tokens that do not overlap; what is
-left over is dropped. The first token of each window is given, the other T - 1 are predicted:
+The text is one: WikiText-2's raw test split is `"\n\n".join(rows)`. One call encodes all of it,
+adding whatever special tokens the tokenizer adds unasked; the ids are cut into windows of T tokens
+that do not overlap, and what is left over is dropped. The first token of each window is given, the
+other T - 1 are predicted:
 
     ppl = exp( sum over windows of T * mean(nll of its T - 1 tokens) / (windows * T) ).
 

@@ -19,7 +19,7 @@ _COLUMN = "correct"
 
 @dataclass(frozen=True)
 class Pair:
-    """Arm `b` less arm `a` on `n` shared items. agreed: share of items with the same verdict."""
+    """Arm `b` less arm `a` on `n` shared items. agreed: how often both are right or both wrong."""
 
     a: str
     b: str

@@ -9,6 +9,7 @@ import re
 import statistics
 import subprocess
 import sys
+import time
 from collections import Counter
 from fractions import Fraction
 
@@ -18,6 +19,7 @@ import pytest
 from whet import rng
 from whet.errors import OptionError
 from whet.tasks.answers import Rounded
+from whet.tasks.base import problems
 from whet.tasks.beyondbench.easy import TASKS
 
 CLASSES = {cls.id: cls for cls in TASKS}
@@ -114,6 +116,12 @@ def numbers(instance):
     return json.loads(re.search(r"\[.*?\]", question).group())
 
 
+def bare(task, x):
+    """The right answer as it stands in its box."""
+    text = task.render(task.row.answer(x))
+    return text.removeprefix(r"\boxed{").removesuffix("}")
+
+
 def draw(task, count, seed=0):
     return [task.generate(rng.keyed(seed, "draw", i)) for i in range(count)]
 
@@ -166,7 +174,13 @@ def test_the_oracle_is_right_and_survives_writing_and_reading(name, mode):
                 assert task.check(instance, task.parse(text, "lenient"))
                 echoed = f"{instance.prompt}\nFirst \\boxed{{1}}, rather {text}"
                 assert task.correct(instance, echoed)
-            assert task.parse(instance.prompt, "strict") is None
+            question = instance.prompt.partition("End with")[0]
+            for echo in (instance.prompt, question, f"{question}\n{question.upper()}"):
+                assert task.parse(echo, "strict") is None
+                assert task.parse(echo, "lenient") is None
+            assert task.correct(
+                instance, f"{question} It is, after all,\n\nAnswer: {bare(task, x)}"
+            )
 
 
 @pytest.mark.parametrize(("name", "mode"), CASES)
@@ -204,8 +218,8 @@ def test_other_types_are_wrong_and_break_nothing(name):
 def test_without_a_box_only_lenient_reading_finds_the_answer(name):
     task = CLASSES[name]()
     for instance in draw(task, 10, seed=2):
-        bare = task.render(task.solve(instance)).removeprefix(r"\boxed{").removesuffix("}")
-        for text in (f"The final answer is: {bare}", f"Some work.\n**Answer:** {bare}\n"):
+        answer = bare(task, instance.data[0])
+        for text in (f"The final answer is: {answer}", f"Some work.\n**Answer:** {answer}\n"):
             assert task.parse(text, "strict") is None
             assert task.check(instance, task.parse(text, "lenient")), text
 
@@ -312,6 +326,54 @@ def test_every_relation_is_drawn_equally_often():
     assert len(counts) == 3
 
 
+def test_distinct_faithful_comparisons_run_out_of_equal_pairs_and_wide_ones_do_not():
+    def equal(mode):
+        task = CLASSES["comparison"](mode=mode)
+        drawn = problems(task, seed=0, split="test", count=600)
+        return [i.data for i in drawn if task.solve(i) == "equal to"]
+
+    assert len(equal("faithful")) < 50  # about 201 / 8 exist in the split
+    assert 150 < len(equal("wide")) < 250
+
+
+@pytest.mark.parametrize(
+    ("text", "strict", "lenient"),
+    [
+        (r"\boxed{greater than}", "greater than", "greater than"),
+        (r"\boxed{\text{Less than}.}", "less than", "less than"),
+        (r"\boxed{greater}", None, "greater than"),
+        (r"\boxed{larger than}", None, "greater than"),
+        (r"\boxed{>}", None, "greater than"),
+        (r"\boxed{$<$}", None, "less than"),
+        (r"\boxed{\lt}", None, "less than"),
+        (r"\boxed{=}", None, "equal to"),
+        (r"\boxed{Equal}", None, "equal to"),
+        (r"\boxed{>=}", None, None),
+        (r"\boxed{3 < 5}", None, None),
+        (r"\boxed{5 is greater than 3}", None, "greater than"),
+        (r"\boxed{not less than}", None, None),
+        ("Answer: =", None, "equal to"),
+        ("I cannot tell whether it is greater than, less than or equal to.", None, None),
+        ("It is greater than or equal to 3.", None, None),
+        ("Greater than\nless than\nequal to", None, None),
+        ("It is not greater than 3.", None, None),
+        ("It isn't less than 3.", None, None),
+        ("It is no less than 3.", None, None),
+        ("Is it less than 3?", None, None),
+        ("Is it less than 3? No, it is greater\nthan 3.", None, "greater than"),
+        ("3 is less than 5. So 5 is larger than 3.", None, "greater than"),
+        ("5 is greater than 3, as 3 is less than 5.", None, None),
+        ("5 equals 5.", None, "equal to"),
+        (r"5 is less than 7. As \boxed{phrase}.", None, None),
+        ("lesser thanks", None, None),
+    ],
+)
+def test_ways_to_state_a_relation(text, strict, lenient):
+    task = CLASSES["comparison"]()
+    assert task.parse(text, "strict") == strict
+    assert task.parse(text, "lenient") == lenient
+
+
 def test_long_products_keep_every_digit():
     task = CLASSES["multiplication"](size=64, low=90, high=100)
     for instance in draw(task, 5):
@@ -365,6 +427,68 @@ def test_all_modes_are_needed_in_any_order():
     task, instance = of("mode", 3, 3, 2)
     assert task.check(instance, task.parse(r"\boxed{3}", "strict"))
     assert task.correct(instance, "The answer is: 3")
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (r"\boxed{-98 and -5}", {-98, -5}),
+        (r"\boxed{1, 2, and 3}", {1, 2, 3}),
+        (r"\boxed{-98 \& -5}", {-98, -5}),
+        (r"\boxed{-98 \text{ and } -5}", {-98, -5}),
+        (r"\boxed{The modes are 999 and -53}", {999, -53}),
+        ("The modes are 999 and -53.", {999, -53}),
+        ("The answer is: 999 and -53", {999, -53}),
+        ("I looked at all 8. The modes are [999, -53].", {999, -53}),
+        ("The modes are\n- 999\n- -53\n", {999, -53}),
+        ("The modes are\n\n* 999 (often)\n\n* -53 (often)\n\nDone.", {999, -53}),
+        ("It is 999. It stands there twice.", {999}),
+        ("It is 999? Or so.", None),
+        ("It is 999 or 2.5.", None),
+        ("The mode of [4, 4, 7] is 4.", {4}),
+        ("The numbers [4, 4, 7].", None),
+        ("none", None),
+    ],
+)
+def test_a_mode_is_never_read_alone_where_several_numbers_stand(text, found):
+    task = CLASSES["mode"]()
+    parsed = task.parse(text, "lenient")
+    assert (None if parsed is None else set(parsed)) == found
+    strict = task.parse(text, "strict")
+    assert strict is None or set(strict) == found
+    assert (strict is not None) is (text.startswith("\\") and "modes" not in text)
+
+
+def test_expressions_and_lists_are_no_whole_number():
+    task, instance = of("sum", 1, 2)
+    for text in (r"\boxed{x = 3}", r"\boxed{3 apples}", "1 + 2 = 3", r"\boxed{\text{it is }3}"):
+        assert task.correct(instance, text)
+    for text in ("9/3", r"\frac{9}{3}", "1, 3", "1,3", "2^3", r"1 \times 3", "1 + 2, so 3"):
+        assert task.parse(rf"\boxed{{{text}}}", "lenient") is None
+        assert task.parse(f"The answer is: {text}", "lenient") is None
+
+
+def test_fractions_without_braces_are_numbers():
+    task, instance = of("mean", 1, 0)
+    for text in (r"\frac12", r"\dfrac12", r"\frac 12", r"\frac{1}2"):
+        assert task.check(instance, task.parse(rf"\boxed{{{text}}}", "strict")), text
+
+
+@pytest.mark.parametrize("name", ["sum", "sorting", "mode", "mean", "comparison", "division"])
+def test_hostile_texts_are_read_without_error(name):
+    task = CLASSES[name]()
+    head = task.row.question.partition("{")[0]
+    pieces = ["greater than ", "less than. ", "1\n", "- 1\n", "1 and ", "[1, ", "[1,1]", "1? "]
+    pieces += [head + "[", head + "1 ", "\\boxed{", "\\frac1", "\n", "answer: 1, 2\n", "\0", "²"]
+    for piece in pieces:
+        text = piece * ((1 << 16) // len(piece))
+        for whole in (text + "\ud800", rf"\boxed{{{text}}}"):
+            begin = time.monotonic()
+            task.parse(whole, "lenient")
+            # Quadratic scans of so much text take a minute.
+            assert time.monotonic() - begin < 10, piece
+    every = "".join(pieces)
+    task.parse(every * ((1 << 20) // len(every)), "lenient")
 
 
 def test_subtraction_is_the_second_less_the_first():

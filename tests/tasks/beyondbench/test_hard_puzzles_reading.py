@@ -3,6 +3,7 @@
 import pytest
 
 from tests.tasks.beyondbench.puzzle_rules import TASKS
+from whet import rng
 from whet.tasks.beyondbench.hard.colouring import GraphColoring
 from whet.tasks.beyondbench.hard.hanoi import TowerHanoi
 from whet.tasks.beyondbench.hard.queens import NQueens
@@ -22,6 +23,8 @@ TWO = [(1, "A", "C"), (2, "A", "B")]
         "- **Disk 1**: A → C\n- **Disk 2**: A → B",
         "  move DISC 1 from peg a to peg c\n\tmove the disk 2   from peg a to peg b ",
         "disk 1: A \\to C\ndisk 2: $A \\to B$",
+        "Move disk 1 from rod A to rod C\nMove disk 2 from pole A to tower B",
+        "Move disk 1 from Rod A to C.\n2: rod A -> rod B",
     ],
 )
 def test_ways_to_write_a_move(inside):
@@ -88,6 +91,48 @@ def test_ways_to_write_a_colouring():
         "{0: " + "r" * 99 + "}",
     ):
         assert GraphColoring().parse(f"<answer>{inside}</answer>", "strict") is None
+
+
+def test_ways_to_write_an_assignment():
+    want = {1: True, 2: False, 13: True}
+    for inside in (
+        "{x_{1}: True, x_{2}: False, x_{13}: True}",
+        "{x_1: True, x_2: False, x_13: True}",
+        "$x_1$ = T\n$x_2$ = F\n$x_{13}$ = T",
+        "x₁: 1, x₂: 0, x₁₃: 1",
+    ):
+        assert BooleanSat().parse(f"<answer>{inside}</answer>", "strict") == want
+    for text in (r"$\{x_{1}: True, x_{2}: False, x_{13}: True\}$", "{x₁: T, x_2: F, x13: T}"):
+        assert BooleanSat().parse(f"So it is {text}.") == want
+    assert BooleanSat().parse("<answer>{x_{1}: True, x_1: False}</answer>") is None
+    assert GraphColoring().parse("<answer>{v_{0}: red, v_1: blue}</answer>", "strict") == {
+        0: "red",
+        1: "blue",
+    }
+
+
+def test_ways_to_write_a_board():
+    want = [1, 3, 0, 2]
+    for inside in (
+        "[1, 3, 0, 2]",
+        "[[1], [3], [0], [2]]",
+        "[[1],[3],[0],[2]]",
+        "[1]\n[3]\n[0]\n[2]",
+    ):
+        assert NQueens().parse(f"<answer>{inside}</answer>", "strict") == want
+    assert NQueens().parse("It is [[1], [3], [0], [2]].") == want
+    for nested in ("[[0, 1], [1, 3], [2, 0], [3, 2]]", "[[0,1,0,0],[0,0,0,1],[1,0,0,0],[0,0,1,0]]"):
+        assert NQueens().parse(f"<answer>{nested}</answer>") is None
+        assert NQueens().parse(f"It is {nested}.") is None
+
+
+@pytest.mark.parametrize("cls", TASKS)
+def test_a_repeated_prompt_answers_nothing(cls):
+    instance = cls().generate(rng.keyed(0, "draw", 0))
+    for mode in ("strict", "lenient"):
+        assert cls().parse(instance.prompt, mode) is None
+        assert cls().parse(f"Fine.\n{instance.prompt}\nDone.", mode) is None
+    assert cls().correct(instance, f"{instance.prompt}\n{instance.example}")
 
 
 GRID = [[1, 2, 3, 4], [3, 4, 1, 2], [2, 1, 4, 3], [4, 3, 2, 1]]

@@ -1,4 +1,4 @@
-"""Programs that a model wrote, run where they can do no harm, with a verdict they cannot forge."""
+"""Programs that a model wrote, run where they can do no harm, with a verdict hard to forge."""
 
 from whet.evaluate.sandbox.run import (
     Execution,

@@ -2,23 +2,101 @@
 
 Standard input holds a ticket and then the program. The ticket goes out on the control pipe after
 the program's last statement, and only then. While the program runs, the ticket is in no variable,
-frame, function or module: the only reference is inside the iterator that the C code of `deque` is
-consuming. What could look there (`gc`, tracing, hand-made bytecode) ends the run, and ctypes and
-/proc are not there. An exception leaves `deque` before the next step, so nothing the program does
-to the functions here makes a pass.
+frame, function or module, and was copied nowhere: the only reference is inside the iterator that
+the C code of `deque` is consuming. What could look there (`gc`, tracing, bytecode made by hand,
+unmarshalled or read from a .pyc) ends the run, and ctypes and /proc are not there. An exception
+leaves `deque` before the next step, so nothing the program does to the functions here makes a pass.
+
+This is a hurdle and no proof: the ticket is in the memory of the process that runs the program, so
+a program that turns a memory error of the interpreter into reads of its memory finds it (and from
+Python 3.13 on, where the variables of a running frame can be set, one that interrupts the hook).
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
+import types
 from collections import deque
 from collections.abc import Callable
-from functools import partial
-from types import ModuleType
+from functools import partial, wraps
 
 TICKET = 32
 CONTROL = 3
+NO_FOLDER = "/dev/null/none"
+
+COMMON = (
+    "asyncio",
+    "bisect",
+    "collections",
+    "copy",
+    "dataclasses",
+    "datetime",
+    "decimal",
+    "enum",
+    "fractions",
+    "functools",
+    "hashlib",
+    "heapq",
+    "inspect",
+    "itertools",
+    "json",
+    "math",
+    "random",
+    "re",
+    "statistics",
+    "string",
+    "threading",
+    "typing",
+    "unittest",
+)
+"""Modules of many programs, loaded while Python may still take them from its cache."""
+
+
+def prepare(program: bytes) -> None:
+    """Make right programs work without what `watch` ends the run for.
+
+    A cached module is marshalled code: those that the program names are loaded now, later ones are
+    compiled from their source. `types.coroutine` (asyncio uses it) changes a function's code: here
+    it wraps generator functions, as it does other callables. Turning tracing off (doctest does)
+    does nothing.
+    """
+    importlib.import_module("zipimport")  # frozen, which is marshalled too
+    letters = bytes(b if chr(b).isalnum() or b == ord("_") else ord(" ") for b in range(256))
+    words = set(program.translate(letters).decode("latin-1").split())
+    for name in COMMON:
+        if name in words:
+            try:
+                importlib.import_module(name)
+            except (ImportError, MemoryError):  # then the program meets it
+                continue
+    sys.pycache_prefix = NO_FOLDER
+    types.coroutine = gentle_coroutine(types.coroutine)  # type: ignore[assignment]
+    sys.settrace, sys.setprofile = unless_none(sys.settrace), unless_none(sys.setprofile)
+
+
+def gentle_coroutine(genuine: Callable[..., object]) -> Callable[[object], object]:
+    """`types.coroutine` that gives a generator function a wrapper, not changed code."""
+    generator, done = 0x20, 0x180  # inspect.CO_GENERATOR; CO_COROUTINE, CO_ITERABLE_COROUTINE
+
+    def coroutine(function: object) -> object:
+        flags = getattr(getattr(function, "__code__", None), "co_flags", 0)
+        if callable(function) and flags & generator and not flags & done:
+            function = wraps(function)(partial(function))
+        return genuine(function)
+
+    return coroutine
+
+
+def unless_none(genuine: Callable[..., None]) -> Callable[[object], None]:
+    """A setter that does nothing for None, which is what is set."""
+
+    def setter(function: object) -> None:
+        if function is not None:
+            genuine(function)
+
+    return setter
 
 
 def watch() -> None:
@@ -38,6 +116,8 @@ def watch() -> None:
             "sys.settrace",
             "sys.setprofile",
             "code.__new__",
+            "marshal.load",
+            "marshal.loads",
             "ctypes.addressof",
             "ctypes.cdata",
             "ctypes.cdata/buffer",
@@ -56,7 +136,7 @@ def watch() -> None:
 def execute(source: bytes) -> None:
     """Run the program as `__main__`. Whatever it raises is reported and raised on."""
     show, write = sys.__excepthook__, os.write
-    module = ModuleType("__main__")
+    module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
     sys.argv = [""]
     try:
@@ -84,14 +164,24 @@ def own(error: BaseException) -> BaseException:
 
 
 def steps() -> tuple[Callable[[], object], ...]:
-    """The program, then the ticket. Nothing else keeps the ticket."""
-    given = b"".join(iter(partial(os.read, 0, 1 << 16), b""))
-    return partial(execute, given[TICKET:]), partial(os.write, CONTROL, given[:TICKET])
+    """The program, then the ticket. Nothing else keeps the ticket.
+
+    It is read by itself: what a longer text leaves behind in freed memory can be found from Python.
+    """
+    send = partial(os.write, CONTROL, os.read(0, TICKET))
+    program = b"".join(iter(partial(os.read, 0, 1 << 16), b""))
+    prepare(program)
+    watch()
+    return partial(execute, program), send
 
 
 def call(step: Callable[[], object]) -> None:
     """Take one step."""
-    step()
+    try:
+        step()
+    except BaseException:  # reported where it was raised
+        flush()
+        raise
 
 
 def flush() -> None:
@@ -104,15 +194,18 @@ def flush() -> None:
 
 
 def main() -> None:
-    """Read, run, end without exit handlers or finalisers."""
-    watch()
+    """Read, run, end without exit handlers or finalisers.
+
+    After a failure nothing that the program could have replaced is looked up here: the ticket has
+    been freed by then, and freed memory can be read from Python.
+    """
+    leave = os._exit
     try:
         deque(map(call, steps()), maxlen=0)
-    except BaseException:  # noqa: BLE001  # reported where it was raised
         flush()
-        os._exit(1)
-    flush()
-    os._exit(0)
+        leave(0)
+    finally:
+        leave(1)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from whet.evaluate.sandbox._python import Python
 
 _HERE = Path(__file__).parent
 _SCRIPT_INSIDE = "/_execute.py"
+_OPTIONS = ("-I", "-S", "-B", "-X", "utf8", "-X", "frozen_modules=off")
 _CONTROL_KEPT = 1 << 16
 _START = 60.0  # seconds a busy machine may take to set the walls up; they do not count
 _LINGER = 1.0  # seconds a program that has passed may take to print what it still holds
@@ -62,7 +63,7 @@ def supervise(
         "binds": [*((path, path) for path in python.binds), (script, inside)],
         "links": python.links,
         "hidden": python.hidden,
-        "command": [python.executable, "-I", "-S", "-B", "-X", "utf8", inside],
+        "command": [python.executable, *_OPTIONS, inside],
     }
     first = [python.executable, "-I", "-S", "-B", str(_HERE / "_enclose.py")]
     try:

@@ -1,4 +1,4 @@
-"""Run programs that a model wrote: new process, limits, namespaces, and a pass that is proven.
+"""Run programs that a model wrote: new process, limits, namespaces, a pass that is hard to forge.
 
 What is a security boundary, where namespaces are available (always, unless the caller allows
 otherwise): the program sees an empty root with this Python's own files, read-only, and a small
@@ -10,14 +10,17 @@ Bounds on memory and CPU time are per process, so that all processes of one prog
 use `processes` times as much until the wall time ends.
 
 What is none: without namespaces (`allow_unsandboxed`) the same limits hold but for the number of
-processes, and the program may read, write, connect and signal whatever the caller may.
+processes, and the program may read, write, connect and signal whatever the caller may, its own
+memory in /proc included.
 
-What a pass means: the last statement ran and nothing was raised before. Proof is a secret that
-the program's process sends after that statement (`_execute`); exit codes, printed markers, exit
-handlers, replaced functions, a closed stdout, walks through frames or `gc`, tracing and a search
-of the program's own files do not forge it. What no runner stops that has tests in the program's
-own process: an answer that equals everything (`__eq__`), a test's helper replaced in place, or a
-memory error of the interpreter that was provoked on purpose.
+What a pass means: the last statement ran and nothing was raised before. The sign is a secret that
+the program's process sends after that statement (`_execute`). Exit codes, printed markers, exit
+handlers, replaced functions, a closed stdout, walks through frames or `gc`, tracing, bytecode made
+by hand or loaded from a file and a search of the program's own files do not forge it. It is a
+hurdle, not a proof, as the secret is in the memory of the process that runs the program. What no
+runner stops that has tests in the program's own process: an answer that equals everything
+(`__eq__`), a test's helper replaced in place, or a memory error of the interpreter that was
+provoked on purpose and reads the secret or runs what it likes.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ claim depends on it.
 """
 
 from whet.errors import OptionError, nearest
-from whet.tasks.static.base import Execute, StaticProblem, StaticTask
+from whet.tasks.static.base import Execute, ExecuteMany, StaticProblem, StaticTask
 from whet.tasks.static.code import CodeTask, HumanEval, Mbpp
 from whet.tasks.static.maths import Gsm8k, Gsm8kCot, MinervaMath
 from whet.tasks.static.presets import PRESETS, Preset, get_preset
@@ -27,6 +27,7 @@ __all__ = [
     "STATIC",
     "CodeTask",
     "Execute",
+    "ExecuteMany",
     "Preset",
     "StaticProblem",
     "StaticTask",

@@ -22,6 +22,8 @@ T = TypeVar("T")
 Split = Literal["train", "test"]
 Execute = Callable[[str], bool]
 """Runs a program and says whether it came to its end; the caller's, as tasks run nothing."""
+ExecuteMany = Callable[[Sequence[str]], Sequence[object]]
+"""The same for programs that may run at once: what is true came to its end."""
 
 VARIABLE = "WHET_DATA"
 
@@ -75,6 +77,26 @@ class StaticTask(ABC):
 
         Errors: OptionError where programs must be run and `execute` is not given.
         """
+
+    def score_many(
+        self,
+        problems: Sequence[StaticProblem],
+        texts: Sequence[str],
+        execute_many: ExecuteMany | None = None,
+    ) -> list[dict[str, float]]:
+        """`score` of each problem's text. One call runs all programs, equal ones once.
+
+        Errors: as `score`; OptionError where there are not as many texts as problems.
+        """
+        if len(problems) != len(texts):
+            raise OptionError(f"there are {len(texts)} texts for {len(problems)} problems")
+        pairs = list(zip(problems, texts, strict=True))
+        made = dict.fromkeys(self.program(problem, text) for problem, text in pairs)
+        programs = [program for program in made if program is not None]
+        if execute_many is None or not programs:
+            return [self.score(problem, text) for problem, text in pairs]
+        ended = dict(zip(programs, map(bool, execute_many(programs)), strict=True))
+        return [self.score(problem, text, ended.__getitem__) for problem, text in pairs]
 
     def program(self, problem: StaticProblem, text: str) -> str | None:
         """The program whose end without an exception means success; None where none is run."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,7 +11,12 @@ from typing import Any, ClassVar
 from whet.errors import OptionError
 from whet.tasks.static.base import Execute, Split, StaticProblem, StaticTask, get_field, texts
 
-_FENCE = re.compile(r"```[ \t]*[\w+-]*[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", re.S)
+_READ = 100_000  # characters of a text
+_FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:(?:(?<=\n)|\n)[ \t]*```|\Z)", re.S)
+_DEFINES = re.compile(
+    r"^(?:(?:async[ \t]+)?def|class)[ \t]+([^\W\d]\w*)|^([^\W\d]\w*)[ \t]*=(?!=)", re.M
+)
+_ONLY_DEFINES = re.compile(r"(?:(?:[ \t)#@]|(?:def|class|async|import|from)[ \t])[^\n]*|\s*)")
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class HumanEval(CodeTask):
     def program(self, problem: StaticProblem, text: str) -> str:
         """See `StaticTask.program`. Prompt, completion, tests, the call of the check."""
         entry = problem.data["entry_point"]
-        block = fenced(text)
+        block = fenced(text, (entry,))
         code = self.cut(text) if block is None else block
         if re.search(rf"^def\s+{re.escape(entry)}\b", code, re.M):
             code = f"\n{code}"  # a whole function: it replaces the one that the prompt began
@@ -125,12 +130,27 @@ class Mbpp(CodeTask):
     def program(self, problem: StaticProblem, text: str) -> str:
         """See `StaticTask.program`. Code, then the assertions."""
         text = self.cut(text).replace("[BEGIN]", "")
-        block = fenced(text)
+        named = re.findall(r"\w+", " ".join(problem.data["tests"]))
+        block = fenced(text, set(_defined(problem.target)).intersection(named))
         code = text if block is None else block
         return "\n".join([code, problem.data["setup"], *problem.data["tests"], ""])
 
 
-def fenced(text: str) -> str | None:
-    """The first fenced block of code; None where there is none. An open one ends with the text."""
-    found = _FENCE.search(text)
-    return found[1] if found else None
+def fenced(text: str, names: Iterable[str] = ()) -> str | None:
+    """The last fenced block that defines one of `names`, else the first; None where none is.
+
+    Blocks before it that hold nothing but definitions are its helpers and come along. One that is
+    not closed ends with the text.
+    """
+    blocks = [found[1] for found in _FENCE.finditer(text[:_READ])]
+    wanted = set(names)
+    last = [i for i, block in enumerate(blocks) if wanted.intersection(_defined(block))][-1:]
+    if not last:
+        return blocks[0] if blocks else None
+    helpers = [b for b in blocks[: last[0]] if all(map(_ONLY_DEFINES.fullmatch, b.split("\n")))]
+    return "\n".join([*helpers, blocks[last[0]]])
+
+
+def _defined(code: str) -> list[str]:
+    """Names that a program defines at its top level, as far as that is seen without running it."""
+    return [a or b for a, b in _DEFINES.findall(code)]

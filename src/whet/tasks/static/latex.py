@@ -1,6 +1,7 @@
 r"""Short mathematical answers in LaTeX: finding them and comparing how they are written.
 
 A rewriting of notation, no algebra: \frac12 and 1/2 and 0.5 are the same, x+1 and 1+x are not.
+Braces that hold one number or letter count as absent, so that 2^10 is read as 2^{10}.
 """
 
 from __future__ import annotations
@@ -16,15 +17,19 @@ _BOX = re.compile(r"\\f?boxed\s*(?:\{|([^{\s]))")
 _SAID = re.compile(r"answer is\s*:?\s*(?:\$([^$\n]+)\$|([^\n]+?))\s*(?:\.\s|\.?$)", re.I | re.M)
 
 _GONE = re.compile(
-    r"\^\{?\\circ\}?|\\degree|\\?%|\\displaystyle|\\[bB]igg?[lr]?(?![a-z])|\\left|\\right(?![a-z])"
+    r"\\\$|\^\{?\\circ\}?|\\degree|\\?%|\\displaystyle|\\[bB]igg?[lr]?(?![a-z])|\\left|\\right(?![a-z])"
 )
 _UNIT = re.compile(
     r"(?<=[\w})$])\s*\\(?:text|mbox|textrm|mathrm)\s*\{[^{}]*\}\s*(?:\^\{?\d\}?)?\s*$"
 )
 _THOUSANDS = re.compile(r"(?<![\d,(\[])\d{1,3}(?:(?:,|\\,|\\!|\{,\}|,\\!)\d{3})+(?![\d,])")
 _ROOT = re.compile(r"\\sqrt\s*(?:(\d|[a-z])|\{([^{}]*)\})")
-_FRACTION = re.compile(r"(\d\s*)?\\[dtc]?frac\s*(\d|[a-z]|\{[^{}]*\})\s*(\d|[a-z]|\{[^{}]*\})")
-_SYMBOL = re.compile(r"-?\d+|[a-zA-Z]")
+_PART = r"(\d|[a-z]|\\pi(?![a-zA-Z])|\{[^{}]*\})"
+_FRACTION = re.compile(rf"(\d\s*)?\\[dtc]?frac\s*{_PART}\s*{_PART}")
+_SYMBOL = re.compile(r"-?\d+|[a-zA-Z]|\\[a-zA-Z]+")
+_PRODUCT = re.compile(r"-?\d*\s*(?:\\[a-zA-Z]+|[a-zA-Z]|sqrt\([^()]*\))|-?\d+")
+_BRACES = re.compile(r"([\^_])\s*\{\s*(-?\d+|[a-zA-Z])\s*\}(?!\s*\d)")
+_SPACE = re.compile(r"(?<!\d)\s+|\s+(?!\d)")  # one between digits is no dressing
 _WORDS = {
     r"\leq": "<=",
     r"\geq": ">=",
@@ -64,22 +69,24 @@ def said(text: str) -> str | None:
 
 def normalise(text: str) -> str:
     """One way of writing for many. Units in words after a value go, spaces go."""
-    text = _GONE.sub("", text.strip().strip("$").rstrip(".").strip())
+    text = _GONE.sub("", text.strip()).strip("$").rstrip(".").strip()
     text = _UNIT.sub("", text)
     text = _THOUSANDS.sub(lambda m: re.sub(r"\D", "", m.group()), text)
     for _ in range(4):  # one within another, bounded
+        text = _BRACES.sub(r"\1\2", text)
         text = _ROOT.sub(lambda m: f"sqrt({m[1] or m[2]})", text)
         text = _FRACTION.sub(_as_quotient, text)
     text = _WORD.sub(lambda m: _WORDS[m.group()], undress(text))
-    text = re.sub(r"\s+", "", text)
+    text = re.sub(r"\s+", " ", _SPACE.sub("", text))
     named = re.fullmatch(r"[a-zA-Z](?:\([a-z]\))?=([^=]+)", text)  # x=3 says 3
     return named[1] if named else text
 
 
 def _as_quotient(found: re.Match[str]) -> str:
-    """a/b, with brackets around what is not one symbol or whole number."""
+    """a/b, with brackets where b is not one symbol or whole number and a not that or 2x."""
     parts = (part.removeprefix("{").removesuffix("}").strip() for part in found.groups()[1:])
-    top, bottom = (part if _SYMBOL.fullmatch(part) else f"({part})" for part in parts)
+    plain = zip(parts, (_PRODUCT, _SYMBOL), strict=True)
+    top, bottom = (part if form.fullmatch(part) else f"({part})" for part, form in plain)
     return (f"{found[1]}{_AND}" if found[1] else "") + f"{top}/{bottom}"
 
 

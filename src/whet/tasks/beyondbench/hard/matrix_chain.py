@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from whet.tasks.answers import integer, last_block, last_integer, read
+from whet.tasks.answers import integer, last_block, last_integer, only_integer, read
 from whet.tasks.base import Instance, Mode, Verdict
 from whet.tasks.beyondbench.base import BeyondTask, Drawing, Level
 
@@ -127,11 +128,27 @@ class MatrixChain(BeyondTask):
     def solve(self, instance: Instance) -> int:
         return cheapest(instance.data[0])
 
+    def certify(self, instance: Instance) -> str:
+        """By recursion over the last product, where the solution goes up from short chains."""
+        dims: tuple[int, ...] = tuple(instance.data[0])
+
+        @functools.cache
+        def least(i: int, j: int) -> int:
+            if j - i < 2:
+                return 0
+            ends = dims[i] * dims[j]
+            return min(least(i, k) + least(k, j) + ends * dims[k] for k in range(i + 1, j))
+
+        found = least(0, len(dims) - 1)
+        return "" if found == self.solve(instance) else f"{found} multiplications are the least"
+
     def render(self, answer: Any) -> str:
         return f"<answer>{answer}</answer>"
 
     def parse(self, text: str, mode: Mode = "lenient") -> int | None:
-        return read(text, mode, marked=last_block, exact=integer, last=last_integer)
+        return read(
+            text, mode, marked=last_block, exact=integer, last=last_integer, within=only_integer
+        )
 
     def log10_space(self) -> float:
         """Exact: the number of lists of dimensions that can be drawn."""

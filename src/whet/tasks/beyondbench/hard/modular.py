@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from whet import rng as rng_
-from whet.tasks.answers import integer, last_block, last_integer, read
+from whet.tasks.answers import integer, last_block, last_integer, only_integer, read
 from whet.tasks.base import Instance, Mode, Verdict
 from whet.tasks.beyondbench.base import BeyondTask, Drawing, Level
 
@@ -98,6 +98,17 @@ def smallest(
         while x < high and not is_prime(x):
             x += step
     return x if x < high else None
+
+
+def _holds(condition: Condition, x: int) -> bool:
+    from sympy import isprime
+
+    name, *values = condition
+    if name == "multiple":
+        return bool(x % values[0] == 0)
+    if name == "between":
+        return bool(values[0] < x < values[1])
+    return bool(isprime(x))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,11 +214,26 @@ class ModularSystems(BeyondTask):
             raise ValueError("the system has no solution")
         return found
 
+    def certify(self, instance: Instance) -> str:
+        """By going up through all numbers that leave the remainders, with sympy's primes."""
+        moduli, remainders, conditions = instance.data
+        x, step = 0, 1
+        for m, r in zip(moduli, remainders, strict=True):
+            while x % m != r:
+                x += step
+            step = math.lcm(step, m)
+        x = x or step
+        while not all(_holds(condition, x) for condition in conditions):
+            x += step
+        return "" if x == self.solve(instance) else f"{x} is smaller"
+
     def render(self, answer: Any) -> str:
         return f"<answer>{answer}</answer>"
 
     def parse(self, text: str, mode: Mode = "lenient") -> int | None:
-        return read(text, mode, marked=last_block, exact=integer, last=last_integer)
+        return read(
+            text, mode, marked=last_block, exact=integer, last=last_integer, within=only_integer
+        )
 
     def log10_space(self) -> float:
         """Exact for `basic`. Elsewhere an estimate: all draws, times the solvable share of 200."""
