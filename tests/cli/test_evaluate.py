@@ -15,7 +15,9 @@ from tests.evaluate.scripted import Scripted
 from tests.evaluate.test_endpoint import Server, chat, send
 from tests.evaluate.tiny import tiny_llama
 from whet.cli._evaluate import EvaluateJob
+from whet.dlm.decoders import decoder_options
 from whet.measure.record import load
+from whet.tasks.static import PRESETS, STATIC, get_preset
 from whet.zoo.tokenizer import character_tokenizer
 
 BUCKETS = ("wrong", "unparsed", "truncated", "failed", "skipped_budget")
@@ -461,3 +463,18 @@ def test_an_out_that_cannot_be_written_is_told_before_anything_is_asked(fails, s
     command = ("evaluate", "--model", "fake", "--tasks", "sort", "--n", "6", "--out")
     assert "cannot write" in fails(*command, tmp_path / "file" / "out")
     assert made == []
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_name_decoders_and_tasks_that_exist(name):
+    preset = get_preset(name)
+    options = decoder_options(preset.chain)
+    assert options.temperature == preset.settings.get("temperature", 0.0)
+    assert preset.gen_length % (options.block_length or preset.gen_length) == 0
+    assert preset.task in STATIC
+
+
+def test_a_preset_is_read_before_any_model(fails):
+    assert "did you mean" in fails("evaluate", "--preset", "llada-8b-base:gsm8k-25")
+    says = fails("evaluate", "--preset", "llada-8b-instruct:gsm8k", "--data", "nowhere")
+    assert "gsm8k" in says  # its task, which no flag named

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -60,6 +61,13 @@ def evaluate(
     ] = None,
     chat: Annotated[bool, Parameter(help="Wrap prompts in the chat template.")] = False,
     batch_size: Annotated[int, Parameter(help="Problems decoded together.")] = 64,
+    preset: Annotated[
+        str | None,
+        Parameter(
+            help="Settings under which a diffusion LM's paper reports a benchmark, as "
+            "llada-8b-instruct:gsm8k-semi-ar; flags given override them."
+        ),
+    ] = None,
     endpoint: Annotated[
         str | None, Parameter(help="URL of an OpenAI-compatible server that has the models.")
     ] = None,
@@ -99,6 +107,16 @@ def evaluate(
     """
     from whet.cli._evaluate import EvaluateJob
 
+    if preset is not None:
+        from whet.tasks.static import get_preset
+
+        known = get_preset(preset)
+        tasks = tasks or [known.task]
+        gen_length = known.gen_length if gen_length is None else gen_length
+        shots = known.num_fewshot if shots is None else shots
+        chat = chat or known.chat
+        if decoder_flags.decoder is None:
+            decoder_flags = dataclasses.replace(decoder_flags, decoder=known.chain)
     EvaluateJob(
         models=tuple(model or ["tiny-dlm"]),
         tasks=tuple(tasks or ["scratchpad"]),

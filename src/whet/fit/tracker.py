@@ -25,16 +25,21 @@ _QUIET_SECONDS = 30.0
 class Tracker:
     """Appends to `run/metrics.jsonl`; shows a bar on a terminal, a line every 30 s elsewhere.
 
-    On resume, lines of steps that will be done again are dropped.
+    On resume, lines of steps that will be done again are dropped. quiet: writes and shows
+    nothing, for all processes of a run but one.
     """
 
-    def __init__(self, run: Path, *, total: int, done: int, label: str) -> None:
+    def __init__(
+        self, run: Path, *, total: int, done: int, label: str, quiet: bool = False
+    ) -> None:
         self.path = run / "metrics.jsonl"
-        self.total, self.label = total, label
-        self._keep(done)
+        self.total, self.label, self.quiet = total, label, quiet
         self.console = Console(stderr=True)
         self.bar: Progress | None = None
         self.last = time.monotonic()
+        if quiet:
+            return
+        self._keep(done)
         if self.console.is_terminal:
             self.bar = Progress(
                 TextColumn("[bold]{task.description}"),
@@ -58,6 +63,8 @@ class Tracker:
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         """Write one line and refresh what is shown. `step` counts from 1."""
+        if self.quiet:
+            return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         note = f"loss {values['loss']:.4f}  {values['tokens_per_second']:,.0f} tok/s"
@@ -67,6 +74,11 @@ class Tracker:
             self.last = time.monotonic()
             left = values["seconds_left"]
             self.console.print(f"{self.label} {step}/{self.total}  {note}  {left:.0f} s left")
+
+    def say(self, sentence: str) -> None:
+        """Print a sentence on standard error, in one line."""
+        if not self.quiet:
+            self.console.print(sentence, soft_wrap=True, highlight=False, markup=False)
 
     def close(self) -> None:
         """Stop the progress bar."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from whet.errors import OptionError, nearest
+from whet.spec import Spec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,11 @@ class Preset:
     num_fewshot: int = 0
     chat: bool = False
     reported: float | None = None
+
+    @property
+    def chain(self) -> str:
+        """The decoder with its settings, in the naming grammar."""
+        return str(Spec(self.decoder, None, {k: str(v) for k, v in self.settings.items()}))
 
 
 def _llada_base(task: str, gen_length: int, shots: int, reported: float) -> Preset:
