@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.fit.toy import SETTINGS, Regression, at_step, equal, state_of
-from whet.dlm.masked import MaskedTraining
+from whet import catalogue
 from whet.errors import InputError, NonFiniteError, OptionError
 from whet.fit import FitSettings, fit
 from whet.zoo.training import TaskRecipe
@@ -87,18 +87,18 @@ def test_accumulation_takes_the_same_steps_in_parts(tmp_path, parts, rows):
             assert one[name] == pytest.approx(two[name], rel=1e-10)
 
 
-class CutMasked(MaskedTraining):
-    """Parts are groups; the loss is a mean over rows."""
-
-    def split(self, batch, turn, parts):
-        rows = sum(len(part.tokens) for part, _, _ in batch)
-        return [([group], len(group[0].tokens) / rows) for group in batch]
-
-
-def test_accumulation_of_a_language_model(tmp_path, recipe):
+@pytest.mark.parametrize("parts", [2, 3])
+@pytest.mark.parametrize("family", ["masked", "causal"])
+def test_accumulation_of_a_language_model(tmp_path, recipe, family, parts):
     made = []
-    for changes in ({}, {"fit__accumulation": 2}):
-        training = CutMasked(TaskRecipe.model_validate(recipe(fit__ema=0, **changes)))
+    for changes in ({}, {"fit__accumulation": parts}):
+        raw = recipe(fit__ema=0, **changes)
+        if family == "causal":
+            raw["method"] = "causal"
+            raw["model"] = {"model_type": "llama", "hidden_size": 32, "num_attention_heads": 2}
+            raw["model"] |= {"num_hidden_layers": 1, "intermediate_size": 64, "vocab_size": 104}
+            raw["data"]["gen_lengths"] = None
+        training = catalogue.resolve(family, "train")(TaskRecipe.model_validate(raw))
         training.model.double()
         identity = training.recipe.model_dump(mode="json")
         fit(training, training.recipe.fit, run=tmp_path / str(len(made)), identity=identity)
@@ -106,11 +106,16 @@ def test_accumulation_of_a_language_model(tmp_path, recipe):
     assert_close(*made)
 
 
-def test_a_method_that_cannot_cut_its_batches_is_refused(tmp_path, training):
-    made = training(fit__accumulation=2)
-    with pytest.raises(OptionError, match=r"MaskedTraining has no `split`: .*accumulation must be"):
-        made.run(tmp_path)
-    assert not any(tmp_path.iterdir())
+class Whole(Regression):
+    """A method that cannot cut its batches."""
+
+    split = None
+
+
+def test_a_method_that_cannot_cut_its_batches_is_refused(tmp_path):
+    with pytest.raises(OptionError, match=r"Whole has no `split`: .*accumulation must be"):
+        train(tmp_path / "run", Whole(), accumulation=2)
+    assert not (tmp_path / "run").exists() or not any((tmp_path / "run").iterdir())
 
 
 def test_a_batch_smaller_than_its_parts_is_refused(tmp_path):

@@ -23,6 +23,9 @@ def train(
 ) -> None:
     """Train a model; the run folder gets checkpoints, metrics.jsonl and, at the end, `model/`.
 
+    Under `torchrun` every process takes its part of each batch. SIGTERM and Ctrl-C finish the
+    step and save; the same command goes on.
+
     Parameters
     ----------
     method
@@ -31,6 +34,7 @@ def train(
     from whet import catalogue
     from whet.cli._common import quiet_transformers
     from whet.errors import InputError, OptionError, nearest
+    from whet.fit.distributed import process_group
     from whet.zoo import recipes
     from whet.zoo.training import TaskRecipe
 
@@ -48,5 +52,7 @@ def train(
         torch.set_num_threads(threads)
     recipe = TaskRecipe.read(path, method=training.method)
     folder = out or Path("runs") / path.stem
-    training(recipe).run(folder)
-    print(folder / "model")
+    with process_group() as world:
+        training(recipe).run(folder)
+        if world.main:
+            print(folder / "model")

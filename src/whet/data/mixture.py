@@ -5,6 +5,7 @@ A source is any callable that draws one (prompt, response) pair of texts from a 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,16 @@ class ResponseBatch:
     @property
     def lengths(self) -> Int[Tensor, " B"]:
         return self.response.sum(-1)
+
+    def rows(self, part: slice) -> ResponseBatch:
+        """Some of the rows, padded as they are."""
+        return ResponseBatch(self.tokens[part], self.attention_mask[part], self.response[part])
+
+
+def cuts(rows: int, parts: int) -> list[slice]:
+    """`parts` runs of `rows` rows, as even as they can be; empty ones where there are too few."""
+    ends = [rows * k // parts for k in range(parts + 1)]
+    return [slice(low, high) for low, high in itertools.pairwise(ends)]
 
 
 class ProblemMixture:

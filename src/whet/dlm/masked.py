@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from whet import rng as rng_
-from whet.data.mixture import ResponseBatch, Source
+from whet.data.mixture import ResponseBatch, Source, cuts
 from whet.errors import OptionError
 from whet.models.denoiser import Denoiser
 from whet.noise.masked import draw_mask, mask_levels, masked_bound
@@ -44,6 +44,22 @@ class MaskedTraining(TaskTraining):
             start += len(part.tokens)
             out.append((part, t, draw_mask(rng, part.response, t)))
         return out
+
+    def split(
+        self, batch: list[tuple[ResponseBatch, Tensor, Tensor]], turn: str, parts: int
+    ) -> list[tuple[list[tuple[ResponseBatch, Tensor, Tensor]], float]]:
+        """Parts of every sub-batch with their share of the rows, over which the loss is a mean."""
+        total = sum(len(part.tokens) for part, _, _ in batch)
+        found = []
+        for k in range(parts):
+            piece = []
+            for part, levels, mask in batch:
+                rows = cuts(len(part.tokens), parts)[k]
+                if rows.start < rows.stop:
+                    piece.append((part.rows(rows), levels[rows], mask[rows]))
+            if piece:
+                found.append((piece, sum(len(p.tokens) for p, _, _ in piece) / total))
+        return found
 
     def tokens(self, batch: list[tuple[ResponseBatch, Tensor, Tensor]]) -> int:
         """Real tokens (padding not counted)."""

@@ -26,6 +26,7 @@ from whet._io import atomic_path
 from whet.data.mixture import ProblemMixture, Source
 from whet.errors import CheckpointError, InputError, OptionError, nearest
 from whet.fit import FitSettings, Player, fit
+from whet.fit.distributed import current_world
 from whet.fit.ema import EMA
 from whet.fit.schedules import warmup_cosine
 from whet.models.registry import trainable_classes
@@ -188,7 +189,10 @@ class TaskTraining(ABC):
         torch.set_default_dtype(torch.float32)
         identity = self.recipe.model_dump(mode="json")
         fit(self, self.recipe.fit, run=out, identity=identity, label=self.recipe.method)
-        self.export(out / "model")
+        world = current_world()
+        if world.main:  # every process has the same weights
+            self.export(out / "model")
+        world.wait()
 
     def export(self, directory: Path) -> None:
         """Write averaged weights in float16 and the tokenizer, in the published layout."""
