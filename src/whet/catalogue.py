@@ -26,7 +26,7 @@ class Method:
     part, record under `results/reproduce`), `baseline` = a rule everyone compares with.
     parts: verb -> "module:attribute". A `decode` part is a frozen options dataclass whose
     `selector()` builds the rule; `generate` is its `custom_generate` callable; `train` builds a
-    training method from a recipe; `tasks` are suites by level; `reproduce` runs
+    training method from a recipe; `tasks` are suites by level; `layers` are modules and functions to build with; `reproduce` runs
     the small-scale proof.
     applies_to: kinds of model. needs: extras. conflicts: ids it cannot be combined with.
     order: rank in a chain. lossless: output distribution equals the baseline's.
@@ -245,6 +245,17 @@ _ROWS: tuple[Method, ...] = (
             "reproduce": "whet.reproduce.beyondbench:BEYONDBENCH",
         },
         needs=("solvers",),
+    ),
+    Method(
+        id="straight-through",
+        kind="system",
+        title="Gradients through stochastic gates",
+        arxiv="1308.3432",
+        summary="Four estimators of gradients through gates that are on or off; sparse experts.",
+        parts={
+            "layers": "whet.layers.estimators:stochastic_binary",
+            "reproduce": "whet.reproduce.straight_through:STRAIGHT_THROUGH",
+        },
     ),
     Method(
         id="causal",
