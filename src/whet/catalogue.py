@@ -26,8 +26,8 @@ class Method:
     part, record under `results/reproduce`), `baseline` = a rule everyone compares with.
     parts: verb -> "module:attribute". A `decode` part is a frozen options dataclass whose
     `selector()` builds the rule; `generate` is its `custom_generate` callable; `train` builds a
-    training method from a recipe; `tasks` are suites by level; `layers` are modules and functions to build with; `reproduce` runs
-    the small-scale proof.
+    training method from a recipe; `tasks` are suites by level; `layers` are functions and modules
+    to build with; `reproduce` runs the small-scale proof.
     applies_to: kinds of model. needs: extras. conflicts: ids it cannot be combined with.
     order: rank in a chain. lossless: output distribution equals the baseline's.
     """

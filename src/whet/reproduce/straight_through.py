@@ -128,7 +128,7 @@ class StraightThroughProof:
     learning_rates: tuple[float, ...] = (0.003, 0.01, 0.03)
     penalties: tuple[float, ...] = (0.3, 1.0)
     runs: int = 5
-    seed: int = 20130815
+    seed: int = 13083432
 
     def run(self, *, quick: bool, out: Path, on_progress: OnProgress) -> Record:
         """Choose, train, test, judge."""
@@ -432,7 +432,7 @@ def two_level(
     statistic: Literal["difference", "ratio"],
     *,
     resamples: int = 2000,
-    seed: int = 20130815,
+    seed: int = 0,
 ) -> tuple[float, float, float]:
     """(value, low, high) of mean(a) - mean(b) or mean(a) / mean(b) at 95 %; a, b [runs, items].
 
