@@ -15,6 +15,9 @@ from whet.report.pairs import pair_records
 from whet.report.parts import parts_plot, sizes_plot
 from whet.report.plots import Point, frontier, pareto
 
+_PICTURED = ("accuracy", "accuracy by size", "accuracy by variation")
+"""Metrics by part that get a picture; cells are sizes and variations at once."""
+
 
 def from_folder(*folders: str | os.PathLike[str], title: str = "whet: measured results") -> str:
     """The HTML of one page with every record at or below the folders, each with its pictures.
@@ -105,10 +108,10 @@ def _plots(record: Record) -> list[Plot]:
         "quality each cost can buy."
     )
     plots = [] if svg is None else [(caption, svg)]
-    for metric, names in words.breakdowns(record.arms).items():
-        if not metric.startswith("accuracy"):
-            continue
-        sizes = sizes_plot(record.arms, metric) if metric == "accuracy by size" else None
+    known = words.breakdowns(record.arms)
+    for metric in _PICTURED:
+        names = known.get(metric, [])
+        sizes = sizes_plot(record.arms, metric) if metric == "accuracy by size" and names else None
         if sizes is not None:
             plots.append(("One panel per task; bars are the intervals of the table.", sizes))
         elif len(names) > 1:

@@ -38,7 +38,7 @@ class Pair:
 
 
 def pair_records(records: Sequence[tuple[Path, Record]]) -> list[Pair]:
-    """Every two arms of different records that answered at least two of the same items.
+    """Every two arms of different records of one kind that answered two of the same items or more.
 
     Records without items, and items without verdicts, are passed over. Arms of one name are told
     apart by what is different in the paths of their records.
@@ -63,7 +63,7 @@ def pair_records(records: Sequence[tuple[Path, Record]]) -> list[Pair]:
     pairs = []
     for (i, a, first), (j, b, second) in itertools.combinations(arms, 2):
         shared = [item for item in first if item in second]
-        if i == j or len(shared) < 2:
+        if i == j or records[i][1].method != records[j][1].method or len(shared) < 2:
             continue
         x = np.array([second[s] for s in shared])
         y = np.array([first[s] for s in shared])
