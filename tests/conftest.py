@@ -1,6 +1,11 @@
 """What every test shares: one thread, checked tensor annotations, four tiny masked LMs."""
 
 import os
+import signal
+
+# A suite that a script starts in the background ignores Ctrl-C, and its children inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Tests never reach the hub; without this a wrong local name would wait for the network.
