@@ -157,7 +157,8 @@ def _evidence(method: catalogue.Method) -> list[str]:
 
 
 def _arms(record: Record) -> list[str]:
-    names = ("accuracy", "forwards", "rows", "tokens_per_forward")
+    usual = ("accuracy", "forwards", "rows", "tokens_per_forward", "work")
+    names = [n for n in usual if any(n in arm.metrics for arm in record.arms)]
     lines = ["| arm | " + " | ".join(n.replace("_", " ") for n in names) + " |"]
     lines.append("|---" * (len(names) + 1) + "|")
     for arm in record.arms:
