@@ -69,7 +69,6 @@ def chain(llama, ids, start):
 
 @pytest.fixture(scope="module")
 def harness(llama, tokenizer):
-    pytest.importorskip("lm_eval")
     from lm_eval.models.huggingface import HFLM
 
     return HFLM(pretrained=llama, tokenizer=tokenizer, batch_size=4, device="cpu", max_length=64)

@@ -10,9 +10,6 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-
-pytest.importorskip("lm_eval")
-
 import torch
 
 from whet.errors import InputError, OptionError, WhetWarning

@@ -238,5 +238,6 @@ def examples(
                 gen_length=gen_length,
                 requests=[index],
             )
-            runs.append((arm, done, problem.task.correct(problem.instance, done.text)))
+            [outcome] = judge_texts([problem], [done.text])
+            runs.append((arm, done, outcome.correct))
         yield Example(problem, runs)

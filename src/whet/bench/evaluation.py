@@ -6,7 +6,6 @@ they are made and a killed run goes on where it stopped.
 
 from __future__ import annotations
 
-import itertools
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,10 +26,11 @@ from whet.evaluate.runner import (
     draw_limited,
     draw_problems,
     interleave,
+    judge,
 )
 from whet.evaluate.summary import cell_rows, counted, outcome_metrics, paired_comparisons
 from whet.measure.items import save_items
-from whet.measure.record import Arm, Comparison, Metric, Record, new_record
+from whet.measure.record import Arm, Comparison, Level, Metric, Record, new_record
 from whet.tasks import evaluation_only
 from whet.tasks.registry import select
 
@@ -164,6 +164,36 @@ def answer(
     return Answered(model.name, chain, outcomes, seconds if fresh else None, settings)
 
 
+def judged_again(
+    logs: Sequence[Path], *, allow_unsandboxed: bool = False
+) -> tuple[list[Answered], Draw]:
+    """Logs of answers to the same problems, judged without any model.
+
+    Problems that a log does not answer are left out. Errors: InputError for a log that is damaged
+    or answers other problems than the first.
+    """
+    answered: list[Answered] = []
+    draws: list[Draw] = []
+    for path in logs:
+        log = AnswerLog.read(path)
+        name, chain = log.identity.get("model"), log.identity.get("chain")
+        if not isinstance(name, str) or not isinstance(chain, str):
+            raise InputError(f"{path} does not say whose answers it holds")
+        draws.append(Draw.from_settings(log.identity.get("problems")))
+        if draws[-1] != draws[0]:
+            raise InputError(f"{path} answers other problems than {logs[0]}")
+        asked, _ = draws[0].problems(allow_unsandboxed=allow_unsandboxed)
+        answered.append(Answered(name, chain, [_again(p, log) for p in asked]))
+    return answered, draws[0]
+
+
+def _again(problem: Problem, log: AnswerLog) -> Outcome:
+    if problem.id not in log.answers:
+        why = "the log holds no answer"
+        return Outcome(problem, "", False, "skipped_budget", False, why)
+    return judge(problem, log.answers[problem.id], prompt=log.prompts[problem.id])
+
+
 def skipped_note(answered: Answered) -> str:
     """A sentence on what a model was not asked ("" where it was asked everything)."""
     skipped = [o for o in answered.outcomes if o.bucket == "skipped_budget"]
@@ -181,7 +211,7 @@ def evaluation_record(
     draw: Draw,
     *,
     folder: Path | None,
-    level: str = "cpu",
+    level: Level = "cpu",
     notes: Sequence[str] = (),
     name: str = "evaluate",
 ) -> Record:
@@ -192,15 +222,13 @@ def evaluation_record(
     if folder is not None:
         items = save_items(folder / f"{name}.items.json", _items(problems, answered, names))
     comparisons: list[Comparison] = []
-    for (a, first), (b, other) in itertools.product(
-        list(zip(names, answered, strict=True))[:1], list(zip(names, answered, strict=True))[1:]
-    ):
-        comparisons += _compare(b, other, a, first)
+    for arm, other in zip(names[1:], answered[1:], strict=True):
+        comparisons += _compare(arm, other, names[0], answered[0])
     spaces = {row["cell"]: round(row["log10_space"], 2) for row in cell_rows(answered[0].outcomes)}
     return new_record(
         "evaluate",
         title="Valid answers on fresh problems",
-        level="gpu" if level == "gpu" else "cpu",
+        level=level,
         seeds={"problems": draw.seed},
         settings={
             **{k: v for k, v in draw.as_settings().items() if k != "seed"},
@@ -214,10 +242,13 @@ def evaluation_record(
     )
 
 
-def perplexity_record(found: Mapping[str, Sequence[Perplexity]]) -> Record:
+def perplexity_record(
+    found: Mapping[str, Sequence[Perplexity]], *, level: Level = "cpu", seed: int = 0
+) -> Record:
     """Perplexities by model as a record: an arm per model, a metric per text.
 
-    Texts are named by file and hash, so that no two different texts are ever compared.
+    seed: of the Monte-Carlo bounds of masked models. Texts are named by file and hash, so that no
+    two different texts are ever compared.
     """
     arms = [
         Arm(
@@ -240,8 +271,8 @@ def perplexity_record(found: Mapping[str, Sequence[Perplexity]]) -> Record:
     return new_record(
         "perplexity",
         title="Perplexity per token",
-        level="cpu",
-        seeds={},
+        level=level,
+        seeds={"masks": seed},
         arms=arms,
         notes=[*protocols, *(f"{name}: {reason}" for name, reason in texts.items())],
     )

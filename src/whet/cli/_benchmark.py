@@ -21,7 +21,7 @@ from whet.bench.decoding import (
 )
 from whet.cli._live import CanvasLive, visible
 from whet.dlm.texts import generate_texts
-from whet.evaluate import Problem, draw_problems
+from whet.evaluate import Problem, draw_problems, judge_texts
 from whet.measure.items import save_items
 from whet.measure.record import Record, new_record, save
 from whet.report.canvas import Canvas, CanvasRun
@@ -73,8 +73,8 @@ class DecodeBenchmark:
                         requests=[index],
                         on_commit=watch,
                     )
-                    right = problem.task.correct(problem.instance, done.text)
-                    mark = "valid" if right else "wrong"
+                    [outcome] = judge_texts([problem], [done.text])
+                    mark = "valid" if outcome.correct else "wrong"
                     if watch is not None:
                         view.close(mark)
                         continue

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 from whet._io import check_writable
 from whet.bench.evaluation import (
@@ -18,21 +16,22 @@ from whet.bench.evaluation import (
     answer,
     evaluation_record,
     fingerprint,
+    judged_again,
     log_name,
     skipped_note,
 )
 from whet.cli._common import DecoderFlags, HardwareFlags, progress
 from whet.errors import InputError, OptionError
 from whet.evaluate.file_tasks import is_static
-from whet.evaluate.model import EvalModel, Generation
+from whet.evaluate.model import EvalModel
 from whet.evaluate.run import AnswerLog, Budget
-from whet.evaluate.runner import Outcome, Problem, cell_name, judge
-from whet.measure.record import Record, save
+from whet.evaluate.runner import cell_name
+from whet.measure.record import Level, Record, save
+from whet.models.chat import chat_prompt
 from whet.report.tables import arms_table, breakdown_tables, comparisons_table, print_table, show
 
 _DEFAULT_PROBLEMS = 400
 _WINDOW = 2048
-_PATIENCE = 10.0  # seconds to connect
 _NAME = "evaluate"
 _VARIATIONS = "accuracy by variation"
 
@@ -144,7 +143,7 @@ class EvaluateJob:
         """The model under test and the chain that a record gives for it."""
         flags = self.decoder_flags
         if self.endpoint is not None:
-            from whet.evaluate.endpoint import EndpointModel
+            from whet.evaluate.endpoint import EndpointModel, check_reachable
 
             if flags.decoder is not None:
                 raise OptionError("--decoder does not reach a model behind an endpoint")
@@ -173,17 +172,8 @@ class EvaluateJob:
         codec = getattr(model, "codec", None)
         if codec is None:
             raise OptionError(f"{model.name} applies its own chat template: leave --chat off")
-        tokenizer = codec.tokenizer
-        if not tokenizer.chat_template:
-            raise OptionError(f"{model.name} has no chat template: leave --chat off")
-
-        def wrapped(text: str) -> str:
-            message = [{"role": "user", "content": text}]
-            return str(
-                tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-            )
-
-        return wrapped
+        chat_prompt(codec.tokenizer, "")  # says now that there is no template, not at a problem
+        return partial(chat_prompt, codec.tokenizer)
 
     def _check_folder(self) -> None:
         """Errors: InputError where the record of another model would be written over."""
@@ -217,31 +207,20 @@ class EvaluateJob:
         return AnswerLog.open(self.out / log_name(name), identity)
 
     def _judged_again(self, logs: Sequence[Path]) -> tuple[list[Answered], Draw, list[str]]:
-        answered: list[Answered] = []
-        draws: list[Draw] = []
-        notes = [f"judged again from {', '.join(map(str, logs))}"]
-        for path in logs:
-            log = AnswerLog.read(path)
-            names = [log.identity.get(key) for key in ("model", "chain")]
-            if not all(isinstance(name, str) for name in names):
-                raise InputError(f"{path} does not say whose answers it holds")
-            draw = Draw.from_settings(log.identity.get("problems"))
-            if draws and draw != draws[0]:
-                raise InputError(f"{path} answers other problems than {logs[0]}")
-            draws.append(draw)
-            asked, _ = draw.problems(allow_unsandboxed=self.allow_unsandboxed_code)
-            outcomes = [_again(p, log.answers.get(p.id)) for p in asked]
-            answered.append(Answered(str(names[0]), str(names[1]), outcomes))
-            if note := skipped_note(answered[-1]):
-                print(note, file=sys.stderr)
-        return answered, draws[0], notes
+        answered, draw = judged_again(logs, allow_unsandboxed=self.allow_unsandboxed_code)
+        for note in filter(None, map(skipped_note, answered)):
+            print(note, file=sys.stderr)
+        return answered, draw, [f"judged again from {', '.join(map(str, logs))}"]
+
+    @property
+    def _level(self) -> Level:
+        return "cpu" if self.hardware.device == "cpu" else "gpu"
 
     # --- what people see
 
     def _show(self, answered: list[Answered], draw: Draw, notes: list[str]) -> None:
-        level = "cpu" if self.hardware.device == "cpu" else "gpu"
         record = evaluation_record(
-            answered, draw, folder=self.out, level=level, notes=notes, name=_NAME
+            answered, draw, folder=self.out, level=self._level, notes=notes, name=_NAME
         )
         if self.json:
             sys.stdout.write(record.model_dump_json(indent=1) + "\n")
@@ -314,7 +293,8 @@ class EvaluateJob:
             for reason in dict.fromkeys(f"{row['file']}: {row['reason']}" for row in rows):
                 print(reason)
         if self.out is not None:
-            self._keep(perplexity_record(found))
+            seed = self.decoder_flags.seed or 0
+            self._keep(perplexity_record(found, level=self._level, seed=seed))
 
 
 def parse_sizes(text: str | None) -> tuple[int, ...]:
@@ -326,28 +306,3 @@ def parse_sizes(text: str | None) -> tuple[int, ...]:
     if wrong:
         raise OptionError(f"sizes={text!r}: {wrong[0]!r} is no whole number, write sizes as 8,16")
     return tuple(dict.fromkeys(map(int, parts)))
-
-
-def check_reachable(url: str) -> None:
-    """Errors: InputError where nothing listens at the address; behind a proxy that is not known."""
-    try:
-        parts = urlsplit(url)
-        place = (parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
-    except ValueError as error:
-        raise OptionError(f"endpoint={url!r} is no address: {error}") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise OptionError(f"endpoint={url!r} is no address: write it as http://HOST:PORT/v1")
-    if {parts.scheme, "all"} & set(getproxies()) and not proxy_bypass(place[0]):
-        return
-    try:
-        socket.create_connection(place, timeout=_PATIENCE).close()
-    except OSError as error:
-        why = error.strerror or error
-        raise InputError(f"nothing answers at {place[0]}:{place[1]}: {why}") from None
-
-
-def _again(problem: Problem, made: Generation | None) -> Outcome:
-    if made is None:
-        why = "the log holds no answer"
-        return Outcome(problem, "", False, "skipped_budget", False, why)
-    return judge(problem, made)

@@ -28,6 +28,7 @@ from whet.dlm.texts import (
 from whet.errors import InputError, OptionError
 from whet.evaluate.autoregressive import AutoregressiveModel
 from whet.evaluate.model import Generation, GenerationRequest
+from whet.models.chat import chat_prompt
 from whet.models.denoiser import Denoiser
 from whet.models.registry import is_autoregressive
 
@@ -185,7 +186,8 @@ class Job:
         under_test = self._under_test()
         usable, problems = [], []
         for line in lines:
-            need = under_test.count_tokens(line.prompt) + (line.gen_length or self.gen_length)
+            need = under_test.count_tokens(self._chatted(line.prompt))
+            need += line.gen_length or self.gen_length
             problem = line.problem
             if problem is None and need > under_test.context_length:
                 problem = (
@@ -235,14 +237,7 @@ class Job:
                 done(count)
 
     def _chatted(self, prompt: str) -> str:
-        if not self.chat:
-            return prompt
-        if not self.tokenizer.chat_template:
-            raise OptionError("the tokenizer has no chat template: leave --chat off")
-        message = [{"role": "user", "content": prompt}]
-        return str(
-            self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-        )
+        return chat_prompt(self.tokenizer, prompt) if self.chat else prompt
 
     # --- diffusion models
 

@@ -19,6 +19,7 @@ from whet.dlm.state import Rows
 from whet.dlm.stream import DenoiseStream, Job
 from whet.dlm.trace import Trace
 from whet.errors import InputError, OptionError
+from whet.models.chat import chat_prompt
 from whet.models.denoiser import BLANK, Denoiser
 
 
@@ -159,10 +160,7 @@ def encode_prompt(
 ) -> Int[Tensor, " T"]:
     """Token ids of a prompt, checked. `chat` wraps it in the tokenizer's chat template."""
     if chat:
-        if not tokenizer.chat_template:
-            raise OptionError("the tokenizer has no chat template: leave --chat off")
-        message = [{"role": "user", "content": prompt}]
-        prompt = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        prompt = chat_prompt(tokenizer, prompt)
     ids = torch.tensor(tokenizer(prompt, add_special_tokens=False)["input_ids"], dtype=torch.long)
     denoiser.check_prompt(ids)
     _check_known(tokenizer, prompt, ids)

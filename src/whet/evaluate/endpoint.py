@@ -13,11 +13,14 @@ import json
 import math
 import os
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from whet.errors import InputError, OptionError
 from whet.evaluate.encoding import first_stop
@@ -35,6 +38,8 @@ _LONGEST_WAIT = 60.0  # seconds
 _LOST = 5  # failures in a row after which a server counts as gone, or a key as revoked
 _SERVER_STOPS = 4  # stop strings that servers accept; all are applied here in any case
 _SETUP = {401: "refuses the key", 403: "refuses the key", 404: "knows no such address or model"}
+
+_CONNECT_S = 10.0  # to learn that nothing listens
 
 
 class EndpointError(InputError):
@@ -433,3 +438,21 @@ def _likelihood(choice: dict[str, Any], border: int, prompt: str) -> Likelihood 
     if place < len(prompt):  # tokens that do not spell the prompt cannot be placed
         return None
     return Likelihood(value=total, greedy=greedy if known else None, tokens=count)
+
+
+def check_reachable(url: str) -> None:
+    """Errors: InputError where nothing listens at the address; behind a proxy that is not known."""
+    try:
+        parts = urlsplit(url)
+        place = (parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
+    except ValueError as error:
+        raise OptionError(f"endpoint={url!r} is no address: {error}") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise OptionError(f"endpoint={url!r} is no address: write it as http://HOST:PORT/v1")
+    if {parts.scheme, "all"} & set(getproxies()) and not proxy_bypass(place[0]):
+        return
+    try:
+        socket.create_connection(place, timeout=_CONNECT_S).close()
+    except OSError as error:
+        why = error.strerror or error
+        raise InputError(f"nothing answers at {place[0]}:{place[1]}: {why}") from None

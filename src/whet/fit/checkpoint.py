@@ -147,14 +147,7 @@ def load_checkpoint(
             tensors = load_file(folder / _WHOLE)
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: damaged checkpoint ({error!r})") from error
-    # Through JSON, as the stored one went: tuples become lists and numbers as keys become text.
-    identity = json.loads(json.dumps(identity))
-    if stored != identity:
-        raise CheckpointError(
-            f"{folder} belongs to another recipe (different: "
-            f"{', '.join(_differences(stored, identity))}): "
-            "choose another output folder or the same recipe"
-        )
+    _check_same(folder, stored, identity)
     try:
         _restore(players, tensors, state["players"])
         if method is not None:
@@ -177,11 +170,16 @@ def claim(path: Path, what: dict[str, Any]) -> None:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged ({error!r})") from error
-    what = json.loads(json.dumps(what))
-    if stored != what:
+    _check_same(path.parent, stored, what)
+
+
+def _check_same(folder: Path, stored: Any, identity: Mapping[str, Any]) -> None:
+    # Through JSON, as the stored one went: tuples become lists and numbers as keys become text.
+    asked = json.loads(json.dumps(identity))
+    if stored != asked:
         raise CheckpointError(
-            f"{path.parent} belongs to another recipe (different: "
-            f"{', '.join(_differences(stored, what))}): "
+            f"{folder} belongs to another recipe (different: "
+            f"{', '.join(_differences(stored, asked))}): "
             "choose another output folder or the same recipe"
         )
 
