@@ -7,13 +7,13 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-from whet.errors import InputError
+from whet.errors import CheckpointError, InputError
 
 
 def _explain(path: Path, error: OSError | SafetensorError) -> InputError:
@@ -99,3 +99,44 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def write_json(path: str | os.PathLike[str], value: Any, *, indent: int | None = 1) -> None:
     """Write JSON atomically. Errors: ValueError on NaN or infinity, which JSON does not have."""
     write_text(path, json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def claim_folder(path: Path, what: Mapping[str, Any]) -> None:
+    """Write down in `path` what its folder is for, or see that it is for the same.
+
+    Errors: CheckpointError for a folder that holds something else, or a damaged file.
+    """
+    if not path.is_file():
+        write_text(path, json.dumps(what))
+        return
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: damaged ({error!r})") from error
+    check_same(path.parent, stored, what)
+
+
+def check_same(folder: Path, stored: Any, what: Mapping[str, Any]) -> None:
+    """Errors: CheckpointError naming the entries in which a stored identity is another."""
+    # Through JSON, as the stored one went: tuples become lists and numbers as keys become text.
+    asked = json.loads(json.dumps(what))
+    if stored != asked:
+        raise CheckpointError(
+            f"{folder} belongs to another recipe (different: "
+            f"{', '.join(_differences(stored, asked))}): "
+            "choose another output folder or the same recipe"
+        )
+
+
+def _differences(one: Any, two: Any, path: str = "") -> list[str]:
+    """Dotted names of the entries in which two nested dictionaries differ."""
+    if not (isinstance(one, dict) and isinstance(two, dict)):
+        return [] if one == two else [path or "recipe"]
+    missing = object()
+    return [
+        name
+        for key in sorted({*one, *two})
+        for name in _differences(
+            one.get(key, missing), two.get(key, missing), f"{path}.{key}".lstrip(".")
+        )
+    ]

@@ -23,6 +23,7 @@ for _verb, _help in (
     ("methods", "The catalogue: every method, its paper, what it applies to, its evidence."),
     ("generate", "Text from any LM; diffusion LMs with any decoder."),
     ("train", "Train a model from a recipe."),
+    ("data", "Build training data: trajectories, reasoning paths."),
     ("evaluate", "Accuracy on fresh problems with verified answers; perplexity."),
     ("benchmark", "Variants side by side in one run: quality, forwards, time, memory."),
     ("reproduce", "The small-scale proof of one paper's claim, on this machine."),

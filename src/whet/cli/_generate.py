@@ -84,6 +84,15 @@ def read_prompts(arguments: Sequence[str], source: Path | None, output: Path | N
     return [line for line in lines if line.id not in finished]
 
 
+def read_whole(source: Path) -> list[Line]:
+    """Prompts of a JSONL file without a broken line. Errors: InputError."""
+    lines = read_prompts((), source, None)
+    for line in lines:
+        if line.problem is not None:
+            raise InputError(f"{source}: {line.problem}")
+    return lines
+
+
 def _parse(number: int, text: str) -> Line:
     request = number - 1
     try:

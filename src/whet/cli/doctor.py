@@ -35,6 +35,8 @@ _EXTRAS = {
     "highspy": "BeyondBench's optimisation: pip install 'whet[solvers]'",
     "lm-eval": "python -m whet.lm_eval: pip install 'whet[lm-eval]'",
     "openai": "evaluate --endpoint: pip install 'whet[endpoint]'",
+    "pyarrow": "trajectories and other data sets: pip install 'whet[data]'",
+    "peft": "LoRA in training recipes: pip install 'whet[lora]'",
     "diffusers": "LLaDA2Pipeline: pip install 'whet[diffusers]'",
 }
 _OLDEST = {"torch": (2, 11), "transformers": (5, 17)}

@@ -36,7 +36,6 @@ def train(
     from whet.errors import InputError, OptionError, nearest
     from whet.fit.distributed import process_group
     from whet.zoo import recipes
-    from whet.zoo.training import TaskRecipe
 
     quiet_transformers()
     training = catalogue.resolve(method, "train")
@@ -50,7 +49,7 @@ def train(
         import torch
 
         torch.set_num_threads(threads)
-    recipe = TaskRecipe.read(path, method=training.method)
+    recipe = training.recipe_type.read(path, method=training.method)
     folder = out or Path("runs") / path.stem
     with process_group() as world:
         training(recipe).run(folder)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from whet._io import atomic_path, finish_swap, write_text
+from whet._io import atomic_path, check_same, finish_swap, write_text
 from whet.errors import CheckpointError, InputError
 from whet.fit.distributed import World, is_sharded
 from whet.fit.sharded import like, load_parts, save_parts
@@ -147,7 +147,7 @@ def load_checkpoint(
             tensors = load_file(folder / _WHOLE)
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: damaged checkpoint ({error!r})") from error
-    _check_same(folder, stored, identity)
+    check_same(folder, stored, identity)
     try:
         _restore(players, tensors, state["players"])
         if method is not None:
@@ -156,32 +156,6 @@ def load_checkpoint(
         why = " ".join(str(error).split())
         raise CheckpointError(f"{folder}: does not fit the model ({why})") from error
     return step
-
-
-def claim(path: Path, what: dict[str, Any]) -> None:
-    """Write down in `path` what its folder is for, or see that it is for the same.
-
-    Errors: CheckpointError for a folder that holds something else, or a damaged file.
-    """
-    if not path.is_file():
-        write_text(path, json.dumps(what))
-        return
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: damaged ({error!r})") from error
-    _check_same(path.parent, stored, what)
-
-
-def _check_same(folder: Path, stored: Any, identity: Mapping[str, Any]) -> None:
-    # Through JSON, as the stored one went: tuples become lists and numbers as keys become text.
-    asked = json.loads(json.dumps(identity))
-    if stored != asked:
-        raise CheckpointError(
-            f"{folder} belongs to another recipe (different: "
-            f"{', '.join(_differences(stored, asked))}): "
-            "choose another output folder or the same recipe"
-        )
 
 
 def _restore(
@@ -225,20 +199,6 @@ def _held(players: Mapping[str, Player]) -> dict[str, Tensor]:
         for index, parameter in enumerate(parameters):
             out[f"{key}/optimizer/{index}"] = parameter
     return out
-
-
-def _differences(one: Any, two: Any, path: str = "") -> list[str]:
-    """Dotted names of the entries in which two nested dictionaries differ."""
-    if not (isinstance(one, dict) and isinstance(two, dict)):
-        return [] if one == two else [path or "recipe"]
-    missing = object()
-    return [
-        name
-        for key in sorted({*one, *two})
-        for name in _differences(
-            one.get(key, missing), two.get(key, missing), f"{path}.{key}".lstrip(".")
-        )
-    ]
 
 
 def _unshare(tensors: dict[str, Tensor]) -> None:

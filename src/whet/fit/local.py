@@ -21,9 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from whet import rng as rng_
-from whet._io import atomic_path
+from whet._io import atomic_path, claim_folder
 from whet.errors import CheckpointError, InputError, OptionError
-from whet.fit.checkpoint import claim
 from whet.fit.distributed import refuse_several
 from whet.fit.loop import fit
 from whet.fit.method import Player
@@ -75,7 +74,7 @@ def record_blocks(
         raise OptionError("blocks is empty: at least one must be recorded")
     refuse_several("record_blocks")
     what = {"identity": identity, "blocks": list(blocks), "batches": batches}
-    claim(out / "recording.json", what)
+    claim_folder(out / "recording.json", what)
     for number in range(batches):
         paths = {name: out / name / f"{number:05}.safetensors" for name in blocks}
         if all(path.is_file() for path in paths.values()):

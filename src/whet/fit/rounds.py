@@ -17,9 +17,8 @@ import os
 from pathlib import Path
 from typing import Any, Protocol
 
-from whet._io import atomic_path
+from whet._io import atomic_path, claim_folder
 from whet.errors import OptionError
-from whet.fit.checkpoint import claim
 from whet.fit.distributed import refuse_several
 from whet.fit.loop import fit
 from whet.fit.method import TrainingMethod
@@ -63,7 +62,9 @@ def run_rounds(
     if rounds < 1:
         raise OptionError(f"rounds={rounds} must be at least 1")
     refuse_several("run_rounds")
-    claim(run / "rounds.json", {"identity": identity, "fit": settings.model_dump(mode="json")})
+    claim_folder(
+        run / "rounds.json", {"identity": identity, "fit": settings.model_dump(mode="json")}
+    )
     promoted: Path | None = None
     for number in range(rounds):
         folder = run / f"round-{number:03}"

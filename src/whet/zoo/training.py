@@ -1,7 +1,8 @@
 """Training of zoo-sized models on task mixtures: everything a method's objective does not decide.
 
-A recipe names a method, a model in its published configuration keys, a mixture of tasks and the
-optimisation. A method subclasses `TaskTraining` and supplies `batch` and `loss`.
+A method subclasses `Training` (or `TaskTraining`, for a fresh model on a mixture of tasks) and
+supplies `batch` and `loss`. A `TaskRecipe` names a method, a model in its published configuration
+keys, a mixture of tasks and the optimisation.
 """
 
 from __future__ import annotations
@@ -11,21 +12,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
-import yaml
 from huggingface_hub.errors import StrictDataclassError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 from transformers.configuration_utils import PreTrainedConfig
 
 from whet import rng as rng_
 from whet._io import atomic_path
 from whet.data.mixture import ProblemMixture, Source
-from whet.errors import CheckpointError, InputError, OptionError, nearest
-from whet.fit import FitSettings, Player, fit
+from whet.errors import CheckpointError, OptionError, nearest
+from whet.fit import Player, fit
 from whet.fit.distributed import current_world
 from whet.fit.ema import EMA
 from whet.fit.schedules import warmup_cosine
@@ -33,6 +33,8 @@ from whet.models.registry import trainable_classes
 from whet.tasks import Instance, Task, evaluation_only, get_task, trainable
 from whet.tasks.answers import THINK
 from whet.tasks.scratchpad.patterns import TextTask
+from whet.zoo import load
+from whet.zoo.recipe import Recipe
 from whet.zoo.tokenizer import character_tokenizer
 
 Share = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -67,106 +69,52 @@ class DataSettings(BaseModel):
         return tasks
 
 
-class TaskRecipe(BaseModel):
+class TaskRecipe(Recipe):
     """A whole run: model configuration in the published keys, data, optimisation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    method: str
     model: dict[str, Any]
     data: DataSettings
-    fit: FitSettings
 
-    @classmethod
-    def read(cls, path: Path, *, method: str | None = None) -> Self:
-        """The recipe in a YAML file, which must be for `method` where one is given.
-
-        Errors: InputError naming the file and the key that is wrong.
-        """
-        try:
-            raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"cannot read recipe {path}: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            why = " ".join(str(error).split())
-            raise InputError(f"recipe {path} is not YAML: {why}") from error
-        try:
-            recipe = cls.model_validate(raw)
-            model_config(recipe.model, **dict.fromkeys(_SPECIAL_IDS, 0))
-        except ValidationError as error:
-            raise InputError(f"recipe {path}: {cls._explain(error)}") from error
-        except OptionError as error:
-            raise InputError(f"recipe {path}: {error}") from error
-        if method not in (None, recipe.method):
-            raise InputError(f"recipe {path}: method: it is for {recipe.method!r}, not {method!r}")
-        return recipe
-
-    @classmethod
-    def _explain(cls, error: ValidationError) -> str:
-        # An unknown key first: it is often the misspelt form of one that is reported missing.
-        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-        where = ".".join(map(str, first["loc"])) or "recipe"
-        if first["type"] != "extra_forbidden":
-            return f"{where}: {first['msg'].removeprefix('Value error, ')}"
-        section: Any = cls
-        for part in first["loc"][:-1]:
-            section = section.model_fields[str(part)].annotation
-        key = str(first["loc"][-1])
-        return f"unknown key {where!r}: {nearest(key, section.model_fields)}"
+    def check(self) -> None:
+        """Errors: OptionError for a `model` section that no class takes."""
+        model_config(self.model, **dict.fromkeys(_SPECIAL_IDS, 0))
 
 
-class TaskTraining(ABC):
-    """One player, one turn: `model` minimises the method's loss on the mixture.
+class Training(ABC):
+    """One player, one turn: `model` minimises the method's loss.
 
-    sources: where problems come from instead of the recipe's tasks, under the same names.
+    A method makes its model, hands it over and supplies `batch`, `loss` and `tokens`. Parameters
+    that need no gradient stay out of the optimizer.
     """
 
     method: ClassVar[str]
+    recipe_type: ClassVar[type[Recipe]] = Recipe
 
-    def __init__(self, recipe: TaskRecipe, *, sources: Mapping[str, Source] | None = None) -> None:
-        if recipe.method != self.method:
-            raise OptionError(f"the recipe is for method {recipe.method!r}, not {self.method!r}")
+    def __init__(self, recipe: Recipe, model: Any, tokenizer: Any) -> None:
+        self.check_method(recipe)
+        self.recipe, self.model, self.tokenizer = recipe, model, tokenizer
         settings = recipe.fit
-        self.recipe = recipe
-        # Names without settings, each once: that is how prompts begin.
-        tasks = map(get_task, recipe.data.tasks)
-        words = dict.fromkeys(task.id for task in tasks if isinstance(task, TextTask))
-        if recipe.data.thinking:
-            words |= dict.fromkeys(THINK)
-        words |= dict.fromkeys(recipe.data.words)
-        self.tokenizer = character_tokenizer(words=list(words))
-        torch.manual_seed(rng_.key_bits(settings.seed, "init", bits=64) >> 1)
-        self.model = build_model(recipe.model, self.tokenizer)
-        self.mixture = ProblemMixture(
-            self.tokenizer,
-            sources
-            or {
-                name: partial(draw_pair, get_task(name), thinking=recipe.data.thinking)
-                for name in recipe.data.tasks
-            },
-            weights=recipe.data.tasks,
-            gen_lengths=recipe.data.gen_lengths,
-            batch_size=recipe.data.batch_size,
-            groups=recipe.data.groups,
-            seed=settings.seed,
-            eos_token_id=self.tokenizer.eos_token_id,
-            pad_token_id=self.tokenizer.pad_token_id,
-        )
         optimizer = torch.optim.AdamW(
-            self.model.parameters(),
+            [p for p in model.parameters() if p.requires_grad],
             lr=settings.learning_rate,
             betas=(0.9, settings.beta2),
             weight_decay=settings.weight_decay,
         )
         self.players: Mapping[str, Player] = {
             "model": Player(
-                self.model,
+                model,
                 optimizer,
                 warmup_cosine(settings.steps, settings.warmup),
-                EMA(self.model, settings.ema) if settings.ema else None,
+                EMA(model, settings.ema) if settings.ema else None,
                 settings.clip,
             )
         }
+
+    @classmethod
+    def check_method(cls, recipe: Recipe) -> None:
+        """Errors: OptionError for another method's recipe."""
+        if recipe.method != cls.method:
+            raise OptionError(f"the recipe is for method {recipe.method!r}, not {cls.method!r}")
 
     def turns(self, step: int) -> Sequence[str]:
         """The model, every step."""
@@ -184,9 +132,13 @@ class TaskTraining(ABC):
     def tokens(self, batch: Any) -> int:
         """Real tokens (padding not counted)."""
 
+    def prepare(self, out: Path) -> None:  # noqa: B027  (most methods need nothing)
+        """What has to be there before the first step, made in the run's folder or found there."""
+
     def run(self, out: Path) -> None:
         """Train to the end (resuming if `out` holds a checkpoint), then write `out/model`."""
         torch.set_default_dtype(torch.float32)
+        self.prepare(out)
         identity = self.recipe.model_dump(mode="json")
         fit(self, self.recipe.fit, run=out, identity=identity, label=self.recipe.method)
         world = current_world()
@@ -195,20 +147,89 @@ class TaskTraining(ABC):
         world.wait()
 
     def export(self, directory: Path) -> None:
-        """Write averaged weights in float16 and the tokenizer, in the published layout."""
+        """Write the averaged model, whole or not at all."""
         player = self.players["model"]
         with atomic_path(directory) as temporary:
             if player.ema is not None:
-                with player.ema.swapped_in(self.model):
-                    self._save(temporary)
+                with player.ema.swapped_in(player.module):
+                    self.save(temporary)
             else:
-                self._save(temporary)
+                self.save(temporary)
 
-    def _save(self, directory: Path) -> None:
-        half = {n: t.detach().half().contiguous() for n, t in self.model.state_dict().items()}
-        self.model.save_pretrained(directory, state_dict=half)
-        self.tokenizer.save_pretrained(directory)
-        _set_stored_dtype(directory / "config.json")
+    def save(self, directory: Path) -> None:
+        """Fill an empty folder with the model as it is now."""
+        save_half(self.model, self.tokenizer, directory)
+
+
+def save_half(model: Any, tokenizer: Any, directory: Path) -> None:
+    """Write weights in float16 and the tokenizer, in the published layout."""
+    half = {n: t.detach().half().contiguous() for n, t in model.state_dict().items()}
+    model.save_pretrained(directory, state_dict=half)
+    tokenizer.save_pretrained(directory)
+    _set_stored_dtype(directory / "config.json")
+
+
+def start_model(source: str | Path) -> tuple[Any, Any]:
+    """Model and tokenizer of a checkpoint, in float32 and training mode.
+
+    Errors: those of `whet.load`.
+    """
+    model, tokenizer = load(source, dtype=torch.float32)
+    return model.train(), tokenizer
+
+
+class TaskTraining(Training):
+    """A fresh model on the recipe's mixture of tasks.
+
+    sources: where problems come from instead of the recipe's tasks, under the same names.
+    """
+
+    recipe_type = TaskRecipe
+    recipe: TaskRecipe
+
+    def __init__(self, recipe: TaskRecipe, *, sources: Mapping[str, Source] | None = None) -> None:
+        self.check_method(recipe)
+        tokenizer = task_tokenizer(recipe.data)
+        torch.manual_seed(rng_.key_bits(recipe.fit.seed, "init", bits=64) >> 1)
+        super().__init__(recipe, build_model(recipe.model, tokenizer), tokenizer)
+        self.mixture = task_mixture(recipe.data, tokenizer, seed=recipe.fit.seed, sources=sources)
+
+
+def task_tokenizer(data: DataSettings) -> Any:
+    """The zoo's tokenizer with the words of these tasks.
+
+    Names without settings, each once: that is how prompts begin.
+    """
+    tasks = map(get_task, data.tasks)
+    words = dict.fromkeys(task.id for task in tasks if isinstance(task, TextTask))
+    if data.thinking:
+        words |= dict.fromkeys(THINK)
+    words |= dict.fromkeys(data.words)
+    return character_tokenizer(words=list(words))
+
+
+def task_mixture(
+    data: DataSettings,
+    tokenizer: Any,
+    *,
+    seed: int,
+    sources: Mapping[str, Source] | None = None,
+) -> ProblemMixture:
+    """Batches of training problems; `sources` replaces the tasks, under the same names."""
+    return ProblemMixture(
+        tokenizer,
+        sources
+        or {
+            name: partial(draw_pair, get_task(name), thinking=data.thinking) for name in data.tasks
+        },
+        weights=data.tasks,
+        gen_lengths=data.gen_lengths,
+        batch_size=data.batch_size,
+        groups=data.groups,
+        seed=seed,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
 
 
 def build_model(config: Mapping[str, Any], tokenizer: Any) -> Any:

@@ -1,0 +1,1 @@
+"""Efficient pre-training: methods that change how a model is trained."""
