@@ -73,7 +73,7 @@ def test_another_identity_is_refused(tmp_path):
 def test_a_damaged_shard_is_named(tmp_path):
     path = build(tmp_path) / "part-00002.arrow"
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(CheckpointError, match="part-00002.arrow: damaged"):
+    with pytest.raises(CheckpointError, match=r"part-00002\.arrow: damaged"):
         ArrowRows(tmp_path)
 
 

@@ -48,7 +48,7 @@ def test_a_trajectory_is_what_the_decoder_did(tiny, tmp_path):
 
 
 def test_canvases_replay_the_decoding(tiny, tmp_path):
-    model, tokenizer = tiny
+    model, _ = tiny
     found = record(tiny, tmp_path, decoder="threshold:threshold=0.8")
     mask = model.config.mask_token_id
     for trajectory in found[:4]:

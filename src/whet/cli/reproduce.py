@@ -20,6 +20,9 @@ def reproduce(
     out: Annotated[
         Path | None, Parameter(help="Folder of records (default: runs/reproduce).")
     ] = None,
+    data: Annotated[
+        Path | None, Parameter(help="A text to run on instead of generated data (elas).")
+    ] = None,
     page: Annotated[bool, Parameter(help="Write NAME.html beside the record.")] = False,
     json: bool = False,
 ) -> None:
@@ -32,10 +35,12 @@ def reproduce(
     json
         Print the record as JSON instead of tables.
     """
+    import dataclasses
     import sys
 
     from whet import catalogue
     from whet._io import check_writable
+    from whet.errors import InputError, OptionError
     from whet.measure.record import save
     from whet.report.page import write_page
     from whet.report.pages import from_folder
@@ -43,6 +48,12 @@ def reproduce(
 
     proof = catalogue.resolve(name, "reproduce")
     method = catalogue.get(name)
+    if data is not None:
+        if "data" not in {f.name for f in dataclasses.fields(proof)}:
+            raise OptionError(f"--data: the proof of {method.id} makes its own data")
+        if not data.is_file():
+            raise InputError(f"--data: there is no file {data}")
+        proof = dataclasses.replace(proof, data=data)
     out = out or Path("runs/reproduce")
     check_writable(out)
     quiet_transformers()
