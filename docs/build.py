@@ -13,13 +13,17 @@ import inspect
 import sys
 import types
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel
 
 from whet import catalogue
 from whet.measure.record import Record, load
 from whet.report import words
 from whet.report.pages import frontier_of
+from whet.zoo import recipes
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
@@ -40,6 +44,8 @@ def page(method: catalogue.Method) -> str:
         lines += _decoder(method)
     if "tasks" in method.parts:
         lines += _tasks(method)
+    if "train" in method.parts:
+        lines += _training(method)
     lines += ["## Notes", "", inspect.cleandoc(module.__doc__ or ""), ""]
     lines += _evidence(method)
     assert module.__file__ is not None
@@ -106,6 +112,54 @@ def _tasks(method: catalogue.Method) -> list[str]:
     return [*lines, ""]
 
 
+def _training(method: catalogue.Method) -> list[str]:
+    training = catalogue.resolve(method.id, "train")
+    own = [
+        n for n, path in recipes().items() if f"method: {method.id}\n" in path.read_text("utf-8")
+    ]
+    config = own[0] if own else "recipe.yaml"
+    return [
+        "## Training",
+        "",
+        "```console",
+        f"whet train {method.id} --config {config} --out runs/mine",
+        "```",
+        "",
+        f"Recipes in the package: {', '.join(f'`{n}`' for n in own) or 'none'}.",
+        "",
+        "| key | type | default |",
+        "|---|---|---|",
+        *_keys(training.recipe_type, ""),
+        "",
+        *_sections(training.recipe_type),
+    ]
+
+
+def _keys(section: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        inner = _section(field.annotation)
+        if inner is not None:
+            yield from _keys(inner, f"{prefix}{name}.")
+            continue
+        default = "needed" if field.is_required() else f"`{field.get_default()!r}`"
+        yield f"| `{prefix}{name}` | {_type(field.annotation)} | {default} |"
+
+
+def _sections(section: type[BaseModel]) -> Iterator[str]:
+    """What the sections of a recipe say about their keys."""
+    yield inspect.cleandoc(section.__doc__ or "") + "\n"
+    for name, field in section.model_fields.items():
+        inner = _section(field.annotation)
+        if inner is not None and name != "fit":
+            yield from (f"`{name}`: {text}" for text in _sections(inner))
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    choices = (annotation, *typing.get_args(annotation))
+    found = (c for c in choices if isinstance(c, type) and issubclass(c, BaseModel))
+    return next(found, None)
+
+
 def _command(method: catalogue.Method) -> str:
     if "llada" in method.applies_to:
         return f'whet generate --decoder {method.id} "sudoku 1.3..2..4...1..3="'
@@ -127,11 +181,16 @@ def _call(method: catalogue.Method) -> list[str]:
 
 
 def _type(hint: Any) -> str:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return " or ".join(_type(part) for part in typing.get_args(hint))
-    if typing.get_origin(hint) is typing.Literal:
-        return ", ".join(f"`{value}`" for value in typing.get_args(hint))
-    return "None" if hint is type(None) else str(hint.__name__)
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_type(part) for part in parts)
+    if origin is typing.Literal:
+        return ", ".join(f"`{value}`" for value in parts)
+    if origin is typing.Annotated:
+        return _type(parts[0])
+    if origin is not None:
+        return f"{origin.__name__}[{', '.join(_type(part) for part in parts)}]"
+    return "None" if hint is type(None) else str(getattr(hint, "__name__", hint))
 
 
 def _evidence(method: catalogue.Method) -> list[str]:
@@ -159,6 +218,7 @@ def _evidence(method: catalogue.Method) -> list[str]:
 def _arms(record: Record) -> list[str]:
     usual = ("accuracy", "forwards", "rows", "tokens_per_forward", "work")
     names = [n for n in usual if any(n in arm.metrics for arm in record.arms)]
+    names = names or list(dict.fromkeys(n for arm in record.arms for n in arm.metrics))[:6]
     lines = ["| arm | " + " | ".join(n.replace("_", " ") for n in names) + " |"]
     lines.append("|---" * (len(names) + 1) + "|")
     for arm in record.arms:

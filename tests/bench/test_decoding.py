@@ -247,3 +247,26 @@ def test_examples_agree_with_the_run_and_keep_traces(loaded, asked, results):
             assert done.tokens == batched.completions[index].tokens
             assert correct == batched.outcomes[index].correct
             assert int(done.trace.steps[done.index]) == done.steps
+
+
+def test_an_arm_may_decode_another_model(loaded, asked):
+    torch.manual_seed(1)
+    other = LLaDAModelLM(loaded[0].config).eval()
+    texts = ["threshold", "threshold:model=other", "threshold:threshold=0.9,model=other"]
+    arms = [DecoderArm.parse(text) for text in texts]
+    assert [a.model for a in arms] == [None, "other", "other"]
+    assert arms[0].options == arms[1].options == arms[2].options
+    found = run_arms(
+        *loaded,
+        asked,
+        arms,
+        gen_length=GEN,
+        batch_size=3,
+        others={"other": (other, loaded[1])},
+    )
+    alone = run_arms(other, loaded[1], asked, arms[:1], gen_length=GEN, batch_size=3)
+    tokens = {name: [c.tokens for c in r.completions] for name, r in found.items()}
+    assert tokens[texts[0]] != tokens[texts[1]] == tokens[texts[2]]
+    assert tokens[texts[1]] == [c.tokens for c in alone["threshold"].completions]
+    assert record_arm(found[texts[1]]).settings["model"] == "other"
+    assert "model" not in record_arm(found[texts[0]]).settings

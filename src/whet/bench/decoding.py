@@ -8,8 +8,9 @@ answer: filling the canvas with end-of-text tokens is not speed.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,20 +24,32 @@ from whet.measure.clock import Clock, ratio_interval
 from whet.measure.memory import peak_memory
 from whet.measure.record import Arm, Comparison, Metric
 from whet.measure.stats import bootstrap_mean, mcnemar, paired_bootstrap
+from whet.spec import Spec
 
 
 @dataclass(frozen=True)
 class DecoderArm:
-    """A decoder under a name. chain: how a user would ask for it."""
+    """A decoder under a name. chain: how a user would ask for it. model: the one it decodes, None
+    for the model of the run."""
 
     name: str
     chain: str
     options: DecodeOptions
+    model: str | None = None
 
     @classmethod
     def parse(cls, text: str, name: str | None = None) -> DecoderArm:
-        """From `NAME[:key=value,...]`. Errors: those of `decoder_options`."""
-        return cls(name or text, text, decoder_options(text))
+        """From `NAME[:key=value,...]`, where the key `model` names another model than the run's.
+
+        Errors: those of `decoder_options`.
+        """
+        spec = Spec.parse(text)
+        model = spec.settings.pop("model", None)
+        return cls(name or text, text, decoder_options(str(spec)), model)
+
+
+# Models of arms that decode another one than the run's, by name, with their tokenizers.
+Models = Mapping[str, tuple[Any, Any]]
 
 
 @dataclass
@@ -71,11 +84,12 @@ def run_arms(
     *,
     gen_length: int,
     batch_size: int,
+    others: Models = MappingProxyType({}),
     on_batch: OnBatch = lambda done: None,
 ) -> dict[str, ArmResult]:
     """Every arm on every problem. on_batch(problems done) is called after each round of arms.
 
-    Errors: OptionError where two arms share a name.
+    others: models of the arms that name one. Errors: OptionError where two arms share a name.
     """
     if len({a.name for a in arms}) < len(arms):
         raise OptionError("two arms share a name: name each decoder and setting once")
@@ -85,8 +99,7 @@ def run_arms(
         hi = min(lo + size, len(asked))
         return list(
             generate_texts(
-                model,
-                tokenizer,
+                *_model_of(arm, model, tokenizer, others),
                 [p.instance.prompt for p in asked[lo:hi]],
                 options=arm.options,
                 gen_length=gen_length,
@@ -114,6 +127,10 @@ def run_arms(
             result.outcomes.extend(judge_texts(asked[lo:hi], (c.text for c in done)))
         on_batch(min(hi, len(asked)))
     return results
+
+
+def _model_of(arm: DecoderArm, model: Any, tokenizer: Any, others: Models) -> tuple[Any, Any]:
+    return (model, tokenizer) if arm.model is None else others[arm.model]
 
 
 def record_arm(result: ArmResult) -> Arm:
@@ -145,7 +162,8 @@ def record_arm(result: ArmResult) -> Arm:
     return Arm(
         name=result.arm.name,
         chain=result.arm.chain,
-        settings=dataclasses.asdict(result.arm.options),
+        settings=dataclasses.asdict(result.arm.options)
+        | ({"model": result.arm.model} if result.arm.model else {}),
         metrics=metrics,
         cost=cost,
     )
@@ -225,14 +243,14 @@ def examples(
     arms: Sequence[DecoderArm],
     *,
     gen_length: int,
+    others: Models = MappingProxyType({}),
 ) -> Iterator[Example]:
     """Decode each problem alone with every arm, keeping traces."""
     for index, problem in enumerate(asked):
         runs = []
         for arm in arms:
             [done] = generate_texts(
-                model,
-                tokenizer,
+                *_model_of(arm, model, tokenizer, others),
                 [problem.instance.prompt],
                 options=arm.options,
                 gen_length=gen_length,

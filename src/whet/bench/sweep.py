@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any
 
 from whet import catalogue
-from whet.bench.decoding import DecoderArm
+from whet.bench.decoding import DecoderArm, Models
 from whet.errors import OptionError, nearest
 from whet.models.denoiser import Denoiser
 from whet.spec import Spec
@@ -63,20 +64,20 @@ def sweep_arms(
 
 def _add(arms: dict[str, DecoderArm], arm: DecoderArm) -> None:
     """Unless another arm does the same under a shorter name."""
-    if all(arm.options != other.options for other in arms.values()):
+    if all((arm.options, arm.model) != (a.options, a.model) for a in arms.values()):
         arms[arm.name] = arm
 
 
 def fitting(
-    arms: Sequence[DecoderArm], model: Any, gen_length: int
+    arms: Sequence[DecoderArm], model: Any, gen_length: int, others: Models = MappingProxyType({})
 ) -> tuple[list[DecoderArm], dict[str, str]]:
-    """The arms that can decode `gen_length` positions with this model; the others with the reason.
+    """The arms that can decode `gen_length` positions with their model; the rest with the reason.
 
     Errors: OptionError where none is left.
     """
-    denoiser = Denoiser.of(model)
     kept, refused = [], {}
     for arm in arms:
+        denoiser = Denoiser.of(others[arm.model][0] if arm.model else model)
         try:
             arm.options.check(denoiser, gen_length)
             kept.append(arm)

@@ -13,6 +13,7 @@ from rich.console import Console
 from whet.bench.decoding import (
     DecoderArm,
     Example,
+    Models,
     compare,
     examples,
     item_columns,
@@ -48,6 +49,7 @@ class DecodeBenchmark:
     gen_length: int
     batch_size: int
     problem_seed: int
+    others: Models = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     sweep: bool = False
 
@@ -65,8 +67,7 @@ class DecodeBenchmark:
                     prompt = problem.instance.prompt
                     watch = view.watch([arm.name[:16]], [prompt]) if console.is_terminal else None
                     [done] = generate_texts(
-                        self.model,
-                        self.tokenizer,
+                        *self._model_of(arm),
                         [prompt],
                         options=arm.options,
                         gen_length=self.gen_length,
@@ -93,6 +94,7 @@ class DecodeBenchmark:
             self.arms,
             gen_length=self.gen_length,
             batch_size=self.batch_size,
+            others=self.others,
             on_batch=on_batch,
         )
         first = results[self.arms[0].name]
@@ -147,6 +149,7 @@ class DecodeBenchmark:
             self.asked[:_EXAMPLES],
             self.arms[:_MOST_CANVASES],
             gen_length=self.gen_length,
+            others=self.others,
         )
         write_page(
             page,
@@ -159,6 +162,9 @@ class DecodeBenchmark:
         )
         if not json:
             print(f"report page: {page}")
+
+    def _model_of(self, arm: DecoderArm) -> tuple[Any, Any]:
+        return (self.model, self.tokenizer) if arm.model is None else self.others[arm.model]
 
     def _left_out(self) -> list[str]:
         """What the sweep has no arm for, by reason."""
@@ -177,7 +183,7 @@ class DecodeBenchmark:
             runs.append(
                 CanvasRun(
                     name=arm.name,
-                    tokens=[visible(self.tokenizer, t) for t in done.tokens],
+                    tokens=[visible(self._model_of(arm)[1], t) for t in done.tokens],
                     commit_step=done.trace.commit_step[done.index].tolist(),
                     confidence=[
                         min(1.0, max(0.0, c)) for c in done.trace.confidence[done.index].tolist()

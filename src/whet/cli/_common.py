@@ -57,6 +57,10 @@ class ModelFlags(HardwareFlags):
 
         return whet.load(self.model, dtype=self.check(), device=self.device)
 
+    def load_other(self, name: str) -> tuple[Any, Any]:
+        """Another model, held the same way."""
+        return dataclasses.replace(self, model=name).load()
+
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ def decode(
         list[str] | None,
         Parameter(
             help="NAME or NAME:key=value,… each; the first is the baseline (default: greedy, two "
-            "tokens per step, thresholds, pbs, soar).",
+            "tokens per step, thresholds, pbs, soar). The key model names another model.",
             consume_multiple=True,
         ),
     ] = None,
@@ -86,8 +86,10 @@ def decode(
         raise OptionError(f"n={n} is too few: intervals need at least 2 problems")
     check_writable(out)
     model, tokenizer = model_flags.load()
+    named = dict.fromkeys(arm.model for arm in arms if arm.model is not None)
+    others = {name: model_flags.load_other(name) for name in named}
     if sweep:
-        arms, unfit = fitting(arms, model, gen_length)
+        arms, unfit = fitting(arms, model, gen_length, others)
         refused |= unfit
     benchmark = DecodeBenchmark(
         model_name=model_flags.model,
@@ -99,6 +101,7 @@ def decode(
         gen_length=gen_length,
         batch_size=batch_size,
         problem_seed=problem_seed,
+        others=others,
         refused=refused,
         sweep=bool(sweep),
     )
