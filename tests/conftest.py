@@ -27,6 +27,8 @@ install_import_hook(
         "whet.models.kv",
         "whet.data",
         "whet.ar",
+        "whet.train",
+        "whet.compress",
     ],
     "tests.typecheck.checked",
 )

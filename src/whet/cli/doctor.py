@@ -37,6 +37,7 @@ _EXTRAS = {
     "openai": "evaluate --endpoint: pip install 'whet[endpoint]'",
     "pyarrow": "trajectories and other data sets: pip install 'whet[data]'",
     "peft": "LoRA in training recipes: pip install 'whet[lora]'",
+    "compressed-tensors": "packed weights: pip install 'whet[compressed]'",
     "diffusers": "LLaDA2Pipeline: pip install 'whet[diffusers]'",
 }
 _OLDEST = {"torch": (2, 11), "transformers": (5, 17)}
