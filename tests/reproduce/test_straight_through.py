@@ -8,8 +8,9 @@ import torch
 
 from whet.measure import record as records
 from whet.measure.items import load_items
+from whet.measure.stats import two_level
 from whet.reproduce import straight_through
-from whet.reproduce.straight_through import STRAIGHT_THROUGH, two_level
+from whet.reproduce.straight_through import STRAIGHT_THROUGH
 
 TINY = dataclasses.replace(
     STRAIGHT_THROUGH,

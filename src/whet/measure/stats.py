@@ -120,6 +120,40 @@ def paired_bootstrap(
     return value, low, high
 
 
+def two_level(
+    a: Floats,
+    b: Floats | None,
+    statistic: Statistic,
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """(value, low, high) of mean(a) - mean(b) or mean(a) / mean(b) at 95 %; a, b [runs, items].
+
+    Runs and items are resampled, each with replacement and independently (a percentile bootstrap),
+    the same ones in a and b. b: None for the mean of a alone.
+    Errors: InputError where a ratio's interval has no finite end.
+    """
+    runs, items = a.shape
+    rng = keyed(seed, "two-level", runs, items)
+    by_run = rng.multinomial(runs, np.full(runs, 1 / runs), resamples) / runs
+    by_item = rng.multinomial(items, np.full(items, 1 / items), resamples) / items
+
+    def means(x: Floats) -> Floats:
+        return np.asarray(((by_run @ x) * by_item).sum(1))
+
+    if b is None:
+        value, draws = float(a.mean()), means(a)
+    elif statistic == "difference":
+        value, draws = float(a.mean() - b.mean()), means(a) - means(b)
+    else:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            value, draws = float(a.mean() / b.mean()), means(a) / means(b)
+    low, high = quantile_interval(draws, 0.95)
+    # Where every draw is one number, rounding leaves the mean beside it.
+    return value, min(low, value), max(high, value)
+
+
 def quantile_interval(draws: Floats, level: float) -> tuple[float, float]:
     """The central `level` share of `draws`, ends rounded outwards to draws that occurred.
 

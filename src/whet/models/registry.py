@@ -10,6 +10,7 @@ from typing import Any
 def model_classes() -> dict[str, tuple[Any, Any]]:
     """model_type -> (configuration class, model class)."""
     from whet.models.dream import DreamConfig, DreamModel
+    from whet.models.elas_llama import ElasLlamaConfig, ElasLlamaForCausalLM
     from whet.models.llada import LLaDAConfig, LLaDAModelLM
     from whet.models.llada2 import LLaDA2MoeConfig, LLaDA2MoeModelLM
     from whet.models.sdar import SDARConfig, SDARForCausalLM
@@ -19,6 +20,7 @@ def model_classes() -> dict[str, tuple[Any, Any]]:
         "Dream": (DreamConfig, DreamModel),
         "sdar": (SDARConfig, SDARForCausalLM),
         "llada2_moe": (LLaDA2MoeConfig, LLaDA2MoeModelLM),
+        "whet_elas_llama": (ElasLlamaConfig, ElasLlamaForCausalLM),
     }
 
 
@@ -85,10 +87,13 @@ def register() -> None:
         AutoTokenizer,
     )
 
+    from whet.models.denoiser import TRAITS
     from whet.models.dream import DreamConfig, DreamTokenizerFast
 
     for model_type, (config_class, model_class) in model_classes().items():
         AutoConfig.register(model_type, config_class, exist_ok=True)
-        for factory in (AutoModel, AutoModelForMaskedLM, AutoModelForCausalLM):
-            factory.register(config_class, model_class, exist_ok=True)
+        AutoModelForCausalLM.register(config_class, model_class, exist_ok=True)
+        if model_type in TRAITS:
+            AutoModel.register(config_class, model_class, exist_ok=True)
+            AutoModelForMaskedLM.register(config_class, model_class, exist_ok=True)
     AutoTokenizer.register(DreamConfig, fast_tokenizer_class=DreamTokenizerFast, exist_ok=True)

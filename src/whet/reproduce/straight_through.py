@@ -31,7 +31,7 @@ from whet.layers.estimators import (
 )
 from whet.measure.items import save_items
 from whet.measure.record import Arm, Claim, Comparison, Metric, Op, Record, claim, new_record
-from whet.measure.stats import Floats, quantile_interval
+from whet.measure.stats import Floats, two_level
 from whet.reproduce import OnProgress
 from whet.rng import key_bits, keyed, keyed_torch
 
@@ -424,40 +424,6 @@ def _moments(
     return tuple(  # type: ignore[return-value]
         (score * (loss[:, None] - c)).square().sum(1).double().numpy() for c in (base, 0.0)
     )
-
-
-def two_level(
-    a: Floats,
-    b: Floats | None,
-    statistic: Literal["difference", "ratio"],
-    *,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> tuple[float, float, float]:
-    """(value, low, high) of mean(a) - mean(b) or mean(a) / mean(b) at 95 %; a, b [runs, items].
-
-    Runs and items are resampled, each with replacement and independently (a percentile bootstrap),
-    the same ones in a and b. b: None for the mean of a alone.
-    Errors: InputError where a ratio's interval has no finite end.
-    """
-    runs, items = a.shape
-    rng = keyed(seed, "two-level", runs, items)
-    by_run = rng.multinomial(runs, np.full(runs, 1 / runs), resamples) / runs
-    by_item = rng.multinomial(items, np.full(items, 1 / items), resamples) / items
-
-    def means(x: Floats) -> Floats:
-        return np.asarray(((by_run @ x) * by_item).sum(1))
-
-    if b is None:
-        value, draws = float(a.mean()), means(a)
-    elif statistic == "difference":
-        value, draws = float(a.mean() - b.mean()), means(a) - means(b)
-    else:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            value, draws = float(a.mean() / b.mean()), means(a) / means(b)
-    low, high = quantile_interval(draws, 0.95)
-    # Where every draw is one number, rounding leaves the mean beside it.
-    return value, min(low, value), max(high, value)
 
 
 STRAIGHT_THROUGH = StraightThroughProof()

@@ -163,7 +163,10 @@ class Training(ABC):
 
 def save_half(model: Any, tokenizer: Any, directory: Path) -> None:
     """Write weights in float16 and the tokenizer, in the published layout."""
-    half = {n: t.detach().half().contiguous() for n, t in model.state_dict().items()}
+    half = {
+        n: (t.half() if t.is_floating_point() else t).detach().contiguous()
+        for n, t in model.state_dict().items()
+    }
     model.save_pretrained(directory, state_dict=half)
     tokenizer.save_pretrained(directory)
     _set_stored_dtype(directory / "config.json")
