@@ -69,7 +69,7 @@ class ArmResult:
         return np.array([o.correct for o in self.outcomes])
 
     def column(self, name: str) -> np.ndarray:
-        """A number of every completion: steps, rows, answer_steps or answer_rows."""
+        """A number of every completion: steps, rows, forwards, light, answer_steps, …"""
         return np.array([getattr(c, name) for c in self.completions])
 
 
@@ -154,9 +154,11 @@ def record_arm(result: ArmResult) -> Arm:
     # Totals with everything in them; the metrics leave out steps behind the end of an answer.
     cost = {
         "seconds": float(sum(result.seconds)),
-        "forwards": float(result.column("steps").sum()),
+        "forwards": float(result.column("forwards").sum()),
         "rows": float(result.column("rows").sum()),
     }
+    if light := float(result.column("light").sum()):
+        cost["light_passes"] = light
     if result.added_bytes is not None:
         cost["added_bytes"] = float(result.added_bytes)
     return Arm(

@@ -21,7 +21,7 @@ from whet import rng as rng_
 from whet.dlm.beam import place_in_group
 from whet.dlm.eos import DEFERRED, is_eos, stop_positions, suppress_eos
 from whet.dlm.options import DecodeOptions
-from whet.dlm.provider import MakeProvider
+from whet.dlm.provider import MakeProvider, SomeLight
 from whet.dlm.state import Proposal, Rows, Successors, stack
 from whet.dlm.stop import first_rows
 from whet.errors import OptionError
@@ -37,6 +37,7 @@ class Finished:
 
     place: where it was in the batch. tokens: [L'], its canvas without padding. commit_step,
     confidence: [G'] of its own region. rows_per_step: canvases it sent in each of its steps.
+    light_per_step: those that took a light pass.
     """
 
     place: int
@@ -44,6 +45,7 @@ class Finished:
     commit_step: Int[Tensor, " g"]
     confidence: Float[Tensor, " g"]
     rows_per_step: list[int]
+    light_per_step: list[int]
 
 
 class CanvasLoop:
@@ -76,6 +78,7 @@ class CanvasLoop:
         self._cut: tuple[Tensor, Tensor] | None = None
         self._lengths: dict[int, int] = {}
         self._sent: dict[int, list[int]] = {}
+        self._light: dict[int, list[int]] = {}
 
     @property
     def live(self) -> bool:
@@ -130,7 +133,7 @@ class CanvasLoop:
         )
         rows = self._enter_windows(rows, torch.ones_like(rows.held))
         for place in places:
-            self._lengths[place], self._sent[place] = length, []
+            self._lengths[place], self._sent[place], self._light[place] = length, [], []
         self.rows = rows if self.rows is None else stack([self.rows, rows])
 
     @torch.inference_mode()
@@ -160,6 +163,7 @@ class CanvasLoop:
                     best.commit_step[row, -length:],
                     best.confidence[row, -length:],
                     self._sent.pop(place),
+                    self._light.pop(place),
                 )
             )
         return out
@@ -179,8 +183,7 @@ class CanvasLoop:
         all_live = bool(unfinished.all())
         live = rows if all_live else rows.take(unfinished)
         proposal = self._propose(live)
-        for place, rows_sent in Counter(live.owner.tolist()).items():
-            self._sent[place].append(rows_sent * self.provider.copies)
+        self._count(live.owner)
         successors = self.selector.select(live, proposal)
         # From here on rows are known by their place in this call of the provider.
         live = dataclasses.replace(live, slot=torch.arange(len(live), device=live.slot.device))
@@ -190,6 +193,17 @@ class CanvasLoop:
         after = self._after_commit(after)
         kept = self.selector.keep(rows, successors, after, after.left())
         return after if kept is None else after.take(kept)
+
+    def _count(self, owner: Int[Tensor, " R"]) -> None:
+        """Note what each prompt sent in this step."""
+        sent, light = Counter(owner.tolist()), Counter[int]()
+        places = list(sent)
+        if isinstance(self.provider, SomeLight):
+            sent = Counter(owner[self.provider.full].tolist())
+            light = Counter(owner[self.provider.light].tolist())
+        for place in places:
+            self._sent[place].append(sent[place] * self.provider.copies)
+            self._light[place].append(light[place])
 
     def _index(self, rows: Rows) -> Int[Tensor, "R G"]:
         """`rows.windows()`, remembered while rows and regions are the same."""
@@ -241,7 +255,13 @@ class CanvasLoop:
         return Proposal(dense_tokens, dense_confidence, priority, candidates, editable, likeliest)
 
     def _noise(self, rows: Rows, asked: Tensor) -> Float[Tensor, " N"]:
-        """Uniform noise keyed by request, hypothesis and age, so that a batch equals its parts."""
+        """Uniform noise keyed by request, hypothesis and age, so that a batch equals its parts.
+
+        A rule may bring its own.
+        """
+        own = self.options.token_noise(rows, asked)
+        if own is not None:
+            return own
         parts = []
         keys = (rows.request, place_in_group(rows.owner), rows.age, asked.sum(-1))
         for request, rank, age, count in torch.stack(keys, -1).tolist():

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from whet.dlm.eos import Eos
@@ -132,6 +133,10 @@ class DecodeOptions(ABC):
     def temperatures(self, rows: Rows) -> float | Tensor:
         """Temperature of this step: one, or one per row."""
         return self.temperature
+
+    def token_noise(self, rows: Rows, asked: Bool[Tensor, "R G"]) -> Float[Tensor, " N"] | None:
+        """Uniform numbers by which tokens are drawn; None: fresh ones in every step."""
+        return None
 
     def provider(self, denoiser: Denoiser, forward: Forward) -> Provider:
         """Where logits come from."""

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from whet.dlm.forward import Feed, Forward
@@ -35,6 +35,18 @@ class Provider(Protocol):
 
 
 MakeProvider = Callable[[Denoiser, Forward], Provider]
+
+
+@runtime_checkable
+class SomeLight(Protocol):
+    """A provider that sends some rows through a small layer in place of the model.
+
+    full, light: [R] of its last call, the rows that went through the model and through the layer
+    (or through both).
+    """
+
+    full: Bool[Tensor, " R"]
+    light: Bool[Tensor, " R"]
 
 
 def follow(state: Tensor, slot: Int[Tensor, " R"], region: int) -> Tensor:

@@ -28,9 +28,11 @@ class Completion:
     """One decoded prompt.
 
     text: what follows the prompt, up to the end-of-text token. tokens: the whole region filled.
-    steps, rows: what the prompt took part in. answer_steps, answer_rows: the same without steps
-    that committed nothing but filling behind the end of the text. answer_tokens: tokens up to and
-    with the end-of-text token. trace, index: the batch's trace and the prompt's place in it.
+    steps, rows: what the prompt took part in. forwards, light: in how many of the steps it went
+    through the model, and took a light pass (see `adjust`). answer_steps, answer_rows: forwards
+    and rows without steps that committed nothing but filling behind the end of the text.
+    answer_tokens: tokens up to and with the end-of-text token. trace, index: the batch's trace and
+    the prompt's place in it.
     """
 
     prompt: str
@@ -38,6 +40,8 @@ class Completion:
     tokens: list[int]
     steps: int
     rows: int
+    forwards: int
+    light: int
     answer_steps: int
     answer_rows: int
     answer_tokens: int
@@ -207,6 +211,8 @@ def completions(
             tokens=ids,
             steps=int(trace.steps[i]),
             rows=int(trace.prompt_rows[i]),
+            forwards=int((trace.rows_per_step[:, i] > 0).sum()),
+            light=0 if trace.light_per_step is None else int(trace.light_per_step[:, i].sum()),
             answer_steps=int(answer_steps[i]),
             answer_rows=int(answer_rows[i]),
             answer_tokens=int(useful[i].sum()),
