@@ -16,6 +16,7 @@ app = App(
         "Example: `whet data trajectories --model tiny-dlm --tasks scratchpad --n 4000 --out D`"
     ),
 )
+app.command("whet.cli._data_nap:app", name="nap", help="Sets of independent reasoning paths.")
 
 
 def parse_part(text: str) -> tuple[int, int]:

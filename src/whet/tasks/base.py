@@ -11,7 +11,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -140,6 +140,14 @@ class Task(ABC):
         """Whether a model's text holds a valid answer."""
         answer = self.parse(text)
         return answer is not None and self.check(instance, answer).ok
+
+
+@runtime_checkable
+class HasPaths(Protocol):
+    """A task whose working can be written in several orders."""
+
+    def paths(self, instance: Instance, rng: np.random.Generator, count: int) -> list[str]:
+        """`count` independent workings; what `parse` finds in each is a valid answer."""
 
 
 def check_setting(task: Task, name: str, low: float, high: float) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from whet.errors import OptionError, nearest
 from whet.spec import Spec
-from whet.tasks import beyondbench, scratchpad
+from whet.tasks import beyondbench, scratchpad, workings
 from whet.tasks.base import Task
 from whet.tasks.beyondbench.base import BeyondTask
 
@@ -27,6 +27,7 @@ SUITES: dict[str, tuple[type[Task], ...]] = {
     ),
     **{f"beyondbench:{level}": tasks for level, tasks in beyondbench.SUITES.items()},
     "beyondbench": tuple(task for tasks in beyondbench.SUITES.values() for task in tasks),
+    "workings": workings.TASKS,
 }
 TASKS: dict[str, type[Task]] = {cls.id: cls for suite in SUITES.values() for cls in suite}
 
