@@ -1,0 +1,151 @@
+"""What the teacher answers: recorded as trajectories, right ones read back as batches.
+
+dParallel, arXiv 2509.26488, section 3: the model's own answers to training prompts, decoded with
+one token per step, filled up with EOS tokens that count as answer.
+
+Deviation: later rounds (which the paper does not have) let the student answer at entropy
+thresholds, since an answer that it reached in few steps and that is right is one it can be sure of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from torch.utils.data import ConcatDataset
+
+from whet.data.mixture import ResponseBatch
+from whet.data.trajectories import Trajectories, Trajectory
+from whet.dlm.entropy import EntropyThreshold
+from whet.dlm.low_confidence import LowConfidence
+from whet.dlm.options import DecodeOptions
+from whet.dlm.record import ask_tasks, record_prompts
+from whet.errors import InputError
+from whet.fit.distributed import current_world
+from whet.models.denoiser import Denoiser
+from whet.tasks import expand
+
+
+class OwnAnswers(BaseModel):
+    """Training problems that the teacher answers, one token per step; wrong answers are dropped.
+
+    count: problems asked in a round, spread evenly over the tasks. batch_size: decoded together.
+    seed: of the problems. thresholds: in rounds after the first, the entropy thresholds at which
+    the student answers, the loosest first, each asked what was wrong at those before; what is
+    wrong at all of them is asked at one token per step.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tasks: list[str] = Field(min_length=1)
+    count: int = Field(gt=0)
+    gen_length: int = Field(gt=0)
+    block_length: int | None = Field(default=None, gt=0)
+    batch_size: int = Field(default=128, gt=0)
+    seed: int = 0
+    thresholds: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] = []
+
+    @field_validator("tasks")
+    @classmethod
+    def _known(cls, tasks: list[str]) -> list[str]:
+        expand(tasks)
+        return tasks
+
+
+def record_answers(
+    data: OwnAnswers,
+    teacher: Any,
+    tokenizer: Any,
+    *,
+    folder: Path,
+    name: str,
+    round_: int = 0,
+) -> None:
+    """Let a model answer a round's problems, in this process's part of the shards.
+
+    The folder gets one of trajectories per decoder. name: of the model, for their identity.
+    Errors: those of `record_prompts`.
+    """
+    world = current_world()
+    asked = ask_tasks(expand(data.tasks), data.count, seed=data.seed + round_)
+    for kind, options in _decoders(data, round_).items():
+        record_prompts(
+            teacher,
+            tokenizer,
+            asked,
+            folder=folder / kind,
+            identity={"model": name},
+            options=options,
+            gen_length=data.gen_length,
+            batch_size=data.batch_size,
+            part=(world.rank, world.size),
+        )
+        world.wait()
+        answered = Trajectories(folder / kind)
+        asked = [a for a, t in zip(asked, answered, strict=True) if not t.correct]
+        if not asked:
+            break
+
+
+def _decoders(data: OwnAnswers, round_: int) -> dict[str, DecodeOptions]:
+    """What a round's problems are answered with, in order, by the folders' names."""
+    loosest_first = sorted(data.thresholds, reverse=True) if round_ else []
+    found: dict[str, DecodeOptions] = {
+        f"threshold-{t:g}": EntropyThreshold(entropy_threshold=t, block_length=data.block_length)
+        for t in loosest_first
+    }
+    return found | {"one-token": LowConfidence(block_length=data.block_length)}
+
+
+def read_answers(folder: Path) -> ConcatDataset[Trajectory]:
+    """The right answers of a folder of trajectories, or of all such folders in it.
+
+    Errors: those of `Trajectories`; InputError where none is right.
+    """
+    parts = sorted(p.parent for p in folder.glob("*/rows.json")) or [folder]
+    kept = [t for t in (Trajectories(p, right_only=True) for p in parts) if len(t)]
+    if not kept:
+        raise InputError(f"{folder} holds no right answer: there is nothing to learn from")
+    return ConcatDataset(kept)  # type: ignore[arg-type]  # a Dataset but for the base class
+
+
+def collate(answers: Sequence[Trajectory], *, eos: int, pad: int) -> ResponseBatch:
+    """Prompts padded on the left, answers filled up with EOS tokens that are part of them.
+
+    Errors: InputError for an answer without tokens.
+    """
+    longest = max(len(a.prompt_ids) for a in answers)
+    width = max(len(a.tokens) for a in answers)
+    tokens = torch.full((len(answers), longest + width), pad)
+    response = torch.zeros(tokens.shape, dtype=torch.bool)
+    response[:, longest:] = True
+    attention_mask = response.clone()
+    tokens[:, longest:] = eos
+    for row, answer in enumerate(answers):
+        if not answer.tokens:
+            raise InputError(f"trajectory {answer.request} has an empty answer")
+        first = longest - len(answer.prompt_ids)
+        tokens[row, first:longest] = torch.tensor(answer.prompt_ids)
+        tokens[row, longest : longest + len(answer.tokens)] = torch.tensor(answer.tokens)
+        attention_mask[row, first:] = True
+    return ResponseBatch(tokens, attention_mask, response)
+
+
+def check_tokens(answers: Any, denoiser: Denoiser, tokenizer: Any, some: int = 32) -> None:
+    """Whether the first answers say as tokens of this tokenizer what was recorded as text.
+
+    Errors: InputError naming the first that does not.
+    """
+    for answer in (answers[i] for i in range(min(some, len(answers)))):
+        ids = torch.tensor([*answer.prompt_ids, *answer.tokens])
+        denoiser.check_prompt(ids, f"trajectory {answer.request}")
+        ends = [i for i, t in enumerate(answer.tokens) if t in denoiser.end_ids]
+        kept = answer.tokens[: ends[0]] if ends else answer.tokens
+        if tokenizer.decode(kept, skip_special_tokens=False) != answer.text:
+            raise InputError(
+                f"trajectory {answer.request} was recorded with another vocabulary than the "
+                "student's: its tokens do not spell its text"
+            )
