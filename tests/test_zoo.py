@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+import yaml
 from safetensors import safe_open
 
 import whet
-from whet import zoo
+from whet import catalogue, zoo
 from whet.bench.eval_models import eval_model
 from whet.bench.evaluation import Draw, answer
 from whet.dlm.low_confidence import LowConfidence
@@ -13,7 +14,6 @@ from whet.dlm.texts import generate_texts
 from whet.evaluate import accuracy_rows, draw_problems, judge_texts, outcome_metrics
 from whet.evaluate.run import Budget
 from whet.tasks import expand
-from whet.zoo.training import TaskRecipe
 
 DIFFUSION = ["tiny-dlm", "tiny-dream"]
 
@@ -29,7 +29,15 @@ def test_weights_are_small_and_float16(name):
 def test_the_zoo_is_what_it_should_be():
     assert zoo.names() == ["tiny-ar", *DIFFUSION]
     for name in zoo.names():
-        TaskRecipe.read(zoo.recipes()[name])
+        assert name in zoo.recipes(), "the recipe that made it ships with it"
+
+
+@pytest.mark.parametrize("name", zoo.recipes())
+def test_every_recipe_in_the_package_can_be_read(name):
+    path = zoo.recipes()[name]
+    method = yaml.safe_load(path.read_text(encoding="utf-8"))["method"]
+    training = catalogue.resolve(method, "train")
+    assert training.recipe_type.read(path, method=method).method == method
 
 
 def test_the_autoregressive_model_works_out_fresh_problems():

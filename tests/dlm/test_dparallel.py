@@ -98,6 +98,14 @@ def test_the_first_set_has_its_share_position_by_position(ratio):
     assert found[:, 3:13].sum(0) / 2000 == pytest.approx(np.full(10, share), abs=0.05)
 
 
+def test_without_a_ratio_every_row_draws_its_own():
+    masks = [drawn(s, lengths=[40] * 40, mask_ratio=None, block_length=None) for s in range(10)]
+    shares = torch.cat([m.first.sum(-1) / (m.first | m.second).sum(-1) for m in masks]).numpy()
+    # Uniform between 0 and 1: mean 1/2, variance 1/12 and the 1/6 / 40 of what a row draws.
+    assert shares.mean() == pytest.approx(0.5, abs=0.05)
+    assert shares.var() == pytest.approx(1 / 12 + 1 / 240, abs=0.015)
+
+
 # --- loss ---------------------------------------------------------------------------------------
 
 

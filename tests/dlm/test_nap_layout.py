@@ -103,7 +103,7 @@ def test_a_grown_model_is_saved_and_comes_back(tiny_llada, tmp_path):
     tokenizer = character_tokenizer()
     tiny_llada.config.mask_token_id = tokenizer.mask_token_id
     grow_head(tiny_llada, len(tokenizer), 40)
-    assert add_tags(tiny_llada, tokenizer, 3) == 8
+    assert add_tags(tiny_llada, tokenizer, 3) == 10  # think marks, six tags, two of the summary
     assert add_tags(tiny_llada, tokenizer, 3) == 0
     assert tiny_llada.config.vocab_size == len(tokenizer)
     tiny_llada.save_pretrained(tmp_path)

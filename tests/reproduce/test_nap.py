@@ -11,13 +11,9 @@ from whet.zoo import load
 
 TINY = dataclasses.replace(
     NAP,
-    task="modsum:count=3,modulus=10,leaps=0.4",
-    path_length=12,
     sets=24,
     steps=3,
     batch_size=4,
-    width=16,
-    layers=1,
     problems=6,
     per_step=(1, 4),
 )

@@ -9,7 +9,7 @@ import pytest
 from tests.tasks.test_tasks import draw
 from whet import rng
 from whet.errors import OptionError
-from whet.tasks import SUITES, get_task, problems
+from whet.tasks import SUITES, Instance, get_task, problems
 from whet.tasks.base import HasPaths
 from whet.zoo.tokenizer import CHARACTERS
 
@@ -131,8 +131,8 @@ def test_the_space_is_counted():
     assert get_task("modsum").log10_space() > 10
 
 
-def test_it_is_in_a_suite_of_its_own():
-    assert [cls.id for cls in SUITES["workings"]] == ["modsum"]
+def test_they_are_in_a_suite_of_their_own():
+    assert [cls.id for cls in SUITES["workings"]] == ["modsum", "drafts"]
     made = list(problems(get_task("modsum"), seed=0, split="test", count=20))
     assert len({m.prompt for m in made}) == 20
 
@@ -152,3 +152,62 @@ def test_it_is_in_a_suite_of_its_own():
 def test_settings_out_of_range_are_refused(spec, says):
     with pytest.raises(OptionError, match=says):
         get_task(spec)
+
+
+def test_terse_workings_are_the_sums_alone():
+    task = get_task("modsum:count=3,modulus=10,terse=true,orders=left+right+pairwise")
+    [instance] = [i for i in draw(task, 400) if i.data[0] == (3, 7, 5)] or [
+        Instance(task="modsum", prompt="modsum 375%10=", data=((3, 7, 5), 10), example="5")
+    ]
+    made = {o: task.working(instance, rng.keyed(0), o) for o in ("left", "right", "pairwise")}
+    assert made == {"left": "305", "right": "525", "pairwise": "055"}
+    for text in made.values():
+        assert task.parse(text) == "5"
+        assert task.parse(text, "strict") is None
+    assert draw(task, 1)[0].prompt.removeprefix("modsum ").removesuffix("%10=").isdecimal()
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("modsum:terse=true", "modulus=97 with terse=True"),
+        ("modsum:terse=true,modulus=10", "must leave out 'random'"),
+    ],
+)
+def test_terse_workings_must_be_readable(spec, says):
+    with pytest.raises(OptionError, match=says):
+        get_task(spec)
+
+
+def carried_out(text):
+    """A draft with its changes of mind carried out, by rewriting rather than by a stack."""
+    while "<" in text:
+        text = re.sub(r"[^<]<|^<", "", text, count=1)
+    return text
+
+
+def test_every_draft_is_a_way_to_a_completion_and_the_first_to_the_answer():
+    task = get_task("drafts")
+    assert isinstance(task, HasPaths)
+    for k, instance in enumerate(draw(task, 80)):
+        drafts = task.paths(instance, rng.keyed(0, "d", k), 3)
+        assert carried_out(drafts[0]) == instance.example
+        for draft in drafts:
+            answer = carried_out(draft)
+            given = instance.data[0]
+            assert sorted(answer) == list("123456789")
+            assert all(g in (".", a) for g, a in zip(given, answer, strict=True))
+            assert task.parse(draft) == answer
+            assert task.correct(instance, draft)
+            assert len(draft) == 9 + 2 * draft.count("<") <= 13
+            strict = task.parse(draft, "strict")
+            assert strict == (None if "<" in draft else draft)
+
+
+def test_drafts_are_independent_and_differ_in_length():
+    task = get_task("drafts:shown=0")
+    [instance] = draw(task, 1)
+    drafts = [d for s in range(60) for d in task.paths(instance, rng.keyed(s), 3)[1:]]
+    assert len({carried_out(d) for d in drafts}) == len(drafts)
+    assert {len(d) for d in drafts} == {9, 11, 13}
+    assert task.paths(instance, rng.keyed(1), 3) == task.paths(instance, rng.keyed(1), 3)

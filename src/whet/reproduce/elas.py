@@ -72,7 +72,8 @@ class _Bytes(NamedTuple):
 class ElasProof:
     """Settings of the proof.
 
-    data: a UTF-8 file to train on instead of made-up text. windows: of the test part.
+    data: a UTF-8 file to train on instead of made-up text, for half the steps at two seeds.
+    windows: of the test part.
     """
 
     data: Path | None = None
@@ -92,7 +93,11 @@ class ElasProof:
 
     def run(self, *, quick: bool, out: Path, on_progress: OnProgress) -> Record:
         """Train every arm at every seed, test, count bytes, judge."""
-        proof = replace(self, steps=self.steps // 10, runs=2, windows=24) if quick else self
+        proof = self
+        if self.data is not None:
+            proof = replace(proof, steps=proof.steps // 2, runs=2)
+        if quick:
+            proof = replace(proof, steps=self.steps // 10, runs=2, windows=24)
         return proof._run(out, "smoke" if quick else "cpu", on_progress)
 
     def _run(self, out: Path, level: Literal["smoke", "cpu"], on_progress: OnProgress) -> Record:
@@ -215,6 +220,7 @@ class ElasProof:
             "ids": list(range(self.windows)),
             "arms": {name: {"nats": r.nats.mean(0)} for name, r in results.items()},
         }
+        name = f"elas-{self.data.stem}" if self.data else "elas"
         return new_record(
             "elas",
             title="ELAS: 2:4 sparse activations in low-rank pre-training",
@@ -237,7 +243,9 @@ class ElasProof:
                 "peak_tokens": self.peak_rows * self.length,
             },
             arms=[self._arm(name, results, kept, trained) for name in (*_ARMS, _DEFAULT)],
-            items=save_items(out / "elas.items.json", items),
+            items=save_items(
+                out / f"elas{f'-{self.data.stem}' if self.data else ''}.items.json", items
+            ),
             comparisons=comparisons,
             claims=self._claims(results, kept),
             notes=[

@@ -31,16 +31,17 @@ def complementary_masks(
     rng: np.random.Generator,
     response: Bool[Tensor, "B L"],
     *,
-    mask_ratio: float = 0.5,
+    mask_ratio: float | None = 0.5,
     block_length: int | None = 32,
     smallest: float = 1e-3,
     official: bool = False,
 ) -> Masks:
     """A window of every row's response, cut into two sets at random.
 
-    A position is in the first set with probability (1 - smallest) · mask_ratio + smallest. Blocks
-    are counted from the start of the response, the last one may be shorter. official: the block
-    behind a response of whole blocks is drawn too; it is empty.
+    A position is in the first set with probability (1 - smallest) · mask_ratio + smallest; None
+    draws the ratio anew for every row, between 0 and 1. Blocks are counted from the start of the
+    response, the last one may be shorter. official: the block behind a response of whole blocks is
+    drawn too; it is empty.
     """
     place = response.long().cumsum(-1) - 1
     length = response.sum(-1)
@@ -53,8 +54,9 @@ def complementary_masks(
         block = drawn.long()[:, None]
         window = response & (place // block_length == block)
         future = response & (place // block_length > block)
-    share = (1 - smallest) * mask_ratio + smallest
-    first = window & (torch.from_numpy(rng.random(tuple(response.shape))) < share)
+    ratio = rng.random((len(response), 1)) if mask_ratio is None else mask_ratio
+    share = (1 - smallest) * ratio + smallest
+    first = window & torch.from_numpy(rng.random(tuple(response.shape)) < share)
     return Masks(first, window & ~first, future)
 
 

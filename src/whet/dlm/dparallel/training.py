@@ -50,7 +50,7 @@ class DParallelRecipe(Recipe):
     init: checkpoint that the student starts from. teacher: the one that answers (None: `init`).
     data: a folder of trajectories, or the tasks to answer. lora: None trains every weight.
     batch_size: answers per step. beta: weight of the entropy at temperature `temperature`.
-    mask_ratio: share of a window in the first set. block_length: of the windows; None = the whole
+    mask_ratio: share of a window in the first set; None draws one for every answer. block_length: of the windows; None = the whole
     response (Dream's form). official: the official code's draw of windows. rounds: each but the
     first starts from the student of the one before, which answers new problems for it.
     """
@@ -62,7 +62,7 @@ class DParallelRecipe(Recipe):
     batch_size: int = Field(default=64, gt=0)
     beta: float = Field(default=2.0, ge=0, allow_inf_nan=False)
     temperature: float = Field(default=0.5, gt=0, allow_inf_nan=False)
-    mask_ratio: float = Field(default=0.5, gt=0, lt=1)
+    mask_ratio: float | None = Field(default=0.5, gt=0, lt=1)
     block_length: int | None = Field(default=32, gt=0)
     official: bool = False
     rounds: int = Field(default=1, gt=0)

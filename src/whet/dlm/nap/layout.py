@@ -18,6 +18,7 @@ from torch import nn
 
 from whet.errors import CheckpointError, InputError, OptionError
 from whet.models.denoiser import unwrap
+from whet.tasks.answers import THINK
 
 MOST_PATHS = 6
 
@@ -154,13 +155,13 @@ def tag_ids(tokenizer: Any, paths: int) -> list[int]:
 
 
 def add_tags(model: Any, tokenizer: Any, paths: int) -> int:
-    """Add the missing tags to a tokenizer and rows for them to its model; how many were added.
+    """Add missing tags and think marks to a tokenizer, and rows for them to its model; how many.
 
     The head only ever grows: a head that is padded already has rows to spare, and cutting it to
     the tokenizer's size would lose them. New rows begin as the mean of the known ones.
     """
     vocab = tokenizer.get_vocab()
-    new = [tag for tag in all_tags(paths) if tag not in vocab]
+    new = [tag for tag in (*THINK, *all_tags(paths)) if tag not in vocab]
     known = len(tokenizer)
     if new:
         tokenizer.add_tokens(new, special_tokens=True)
