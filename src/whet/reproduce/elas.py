@@ -243,9 +243,7 @@ class ElasProof:
                 "peak_tokens": self.peak_rows * self.length,
             },
             arms=[self._arm(name, results, kept, trained) for name in (*_ARMS, _DEFAULT)],
-            items=save_items(
-                out / f"elas{f'-{self.data.stem}' if self.data else ''}.items.json", items
-            ),
+            items=save_items(out / f"{name}.items.json", items),
             comparisons=comparisons,
             claims=self._claims(results, kept),
             notes=[
