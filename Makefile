@@ -22,9 +22,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: $(STAMP) ## Watch a small diffusion LM solve fresh problems four ways; table and page.
+demo: $(STAMP) ## Watch a small diffusion LM solve fresh problems five ways; table and page.
 	$(BIN)/whet benchmark decode --model tiny-dlm --n 210 --watch 2 \
-	  --decoders greedy threshold pbs soar --out runs/demo --name demo
+	  --decoders greedy threshold pbs soar dparallel:model=tiny-dlm-dparallel \
+	  --out runs/demo --name demo
 
 test: lint types contracts unit ## Lint, types, import contracts and tests.
 

@@ -25,6 +25,7 @@ install_import_hook(
         "whet.layers",
         "whet.models.denoiser",
         "whet.models.kv",
+        "whet.models.roles",
         "whet.data",
         "whet.ar",
         "whet.train",

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from pydantic import ValidationError
 
 from tests.conftest import EOS, MASK, VOCAB
 from whet import rng, zoo
@@ -20,7 +21,7 @@ from whet.dlm.dparallel import (
     read_answers,
     record_answers,
 )
-from whet.dlm.dparallel.answers import collate
+from whet.dlm.dparallel.answers import _problems, collate
 from whet.dlm.entropy import EntropyThreshold
 from whet.dlm.texts import generate_texts
 from whet.errors import CheckpointError, InputError, OptionError
@@ -104,6 +105,20 @@ def test_without_a_ratio_every_row_draws_its_own():
     # Uniform between 0 and 1: mean 1/2, variance 1/12 and the 1/6 / 40 of what a row draws.
     assert shares.mean() == pytest.approx(0.5, abs=0.05)
     assert shares.var() == pytest.approx(1 / 12 + 1 / 240, abs=0.015)
+
+
+def test_focus_shifts_the_shares_of_later_rounds():
+    data = OwnAnswers(
+        tasks=["queens", "sort"], count=40, gen_length=16, focus={"queens": 3.0}, focus_from=2
+    )
+    assert data.shares(1) == {"queens": 1, "sort": 1}
+    assert data.shares(2) == {"queens": 3, "sort": 1}
+    for round_, queens in ((1, 20), (2, 30)):
+        asked = _problems(data, round_)
+        assert len(asked) == 40
+        assert sum(a.source == "queens" for a in asked) == queens
+    with pytest.raises(ValidationError, match="focus: 'quens' is not asked: did you mean 'queens'"):
+        OwnAnswers(tasks=["queens"], count=4, gen_length=16, focus={"quens": 2.0})
 
 
 # --- loss ---------------------------------------------------------------------------------------

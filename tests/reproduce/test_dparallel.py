@@ -15,16 +15,18 @@ ONE = "one token per step"
 ARMS = [
     *("teacher at 0.1", "teacher at 0.5", f"teacher, {ONE}"),
     *("student at 0.1", "student at 0.5", f"student, {ONE}"),
+    *("forced at 0.1", "forced at 0.5"),
     *("control at 0.1", "control at 0.5"),
 ]
+MODELS = ("teacher", "student", "forced", "control")
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """(folder, record, progress) of one run in which tiny-dlm stands in for all three models."""
+    """(folder, record, progress) of one run in which tiny-dlm stands in for all four models."""
     folder, progress = tmp_path_factory.mktemp("proof"), []
     proof = dataclasses.replace(TINY, problems=COUNT, validation=COUNT)
-    models = dict.fromkeys(("teacher", "student", "control"), "tiny-dlm")
+    models = dict.fromkeys(MODELS, "tiny-dlm")
     record = proof._judged(models, folder, "smoke", progress.append)
     records.save(record, folder / "dparallel.json")
     return folder, record, progress
@@ -48,9 +50,7 @@ def test_equal_models_are_equal(made):
     arms = {arm.name: arm.metrics for arm in record.arms}
     for threshold in ("at 0.1", "at 0.5"):
         for name in ("accuracy", "forwards"):
-            values = {
-                arms[f"{m} {threshold}"][name].value for m in ("teacher", "student", "control")
-            }
+            values = {arms[f"{m} {threshold}"][name].value for m in MODELS}
             assert len(values) == 1
     claims = {c.name: c for c in record.claims}
     assert claims["same threshold"].value == 1
@@ -87,7 +87,7 @@ def test_claims_follow_from_comparisons(made):
         )
 
 
-def test_a_quick_run_trains_a_short_control_without_the_entropy_term(tmp_path, monkeypatch):
+def test_both_arms_of_the_term_are_trained_alike_but_for_it(tmp_path, monkeypatch):
     trained = []
 
     class Training:
@@ -102,19 +102,21 @@ def test_a_quick_run_trains_a_short_control_without_the_entropy_term(tmp_path, m
     monkeypatch.setattr(dparallel, "DParallelTraining", Training)
     monkeypatch.setattr(dparallel.DParallelProof, "_judged", lambda self, *given: given)
     models, _, level, _ = DPARALLEL.run(quick=True, out=tmp_path, on_progress=lambda share: None)
-    recipe, out = trained
-    assert recipe.beta == 0
-    assert recipe.fit.steps <= 10
+    forced, one, control, other = trained
+    assert (forced.beta > 0, control.beta) == (True, 0)
+    assert forced.model_dump(exclude={"beta"}) == control.model_dump(exclude={"beta"})
+    assert (forced.fit.steps, forced.rounds) <= (10, 1)
     assert level == "smoke"
-    assert models["control"] == out / "model"
+    assert (models["forced"], models["control"]) == (one / "model", other / "model")
+    trained.clear()
     DPARALLEL.run(quick=False, out=tmp_path, on_progress=lambda share: None)
-    whole, other = trained[2:]
-    assert whole.beta == 0
+    whole, again = trained[2:]
+    assert (whole.beta, whole.rounds) == (0, DPARALLEL.rounds)
     assert whole.fit.steps > 100
-    assert _shortened(whole).model_dump(exclude={"data", "fit", "rounds"}) == whole.model_dump(
-        exclude={"data", "fit", "rounds"}
+    assert _shortened(whole).model_dump(exclude={"data", "fit"}) == whole.model_dump(
+        exclude={"data", "fit"}
     )
-    assert other != out, "a checkpoint of another length is refused"
+    assert again != other, "a checkpoint of another length is refused"
 
 
 # --- forwards at equal accuracy -----------------------------------------------------------------

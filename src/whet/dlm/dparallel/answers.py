@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch.utils.data import ConcatDataset
 
 from whet.data.mixture import ResponseBatch
@@ -22,11 +22,12 @@ from whet.data.trajectories import Trajectories, Trajectory
 from whet.dlm.entropy import EntropyThreshold
 from whet.dlm.low_confidence import LowConfidence
 from whet.dlm.options import DecodeOptions
-from whet.dlm.record import ask_tasks, record_prompts
-from whet.errors import InputError
+from whet.dlm.record import Asked, ask_tasks, record_prompts
+from whet.errors import InputError, nearest
 from whet.fit.distributed import current_world
 from whet.models.denoiser import Denoiser
 from whet.tasks import expand
+from whet.zoo.training import Share
 
 
 class OwnAnswers(BaseModel):
@@ -35,7 +36,9 @@ class OwnAnswers(BaseModel):
     count: problems asked in a round, spread evenly over the tasks. batch_size: decoded together.
     seed: of the problems. thresholds: in rounds after the first, the entropy thresholds at which
     the student answers, the loosest first, each asked what was wrong at those before; what is
-    wrong at all of them is asked at one token per step.
+    wrong at all of them is asked at one token per step. focus: tasks that are asked that many
+    times as often as others from round `focus_from` on, since what is often answered wrong is
+    otherwise hardly trained.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -47,12 +50,27 @@ class OwnAnswers(BaseModel):
     batch_size: int = Field(default=128, gt=0)
     seed: int = 0
     thresholds: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] = []
+    focus: dict[str, Share] = {}
+    focus_from: int = Field(default=0, ge=0)
 
     @field_validator("tasks")
     @classmethod
     def _known(cls, tasks: list[str]) -> list[str]:
         expand(tasks)
         return tasks
+
+    @model_validator(mode="after")
+    def _focus_is_asked(self) -> OwnAnswers:
+        asked = [task.id for task in expand(self.tasks)]
+        for name in self.focus:
+            if name not in asked:
+                raise ValueError(f"focus: {name!r} is not asked: {nearest(name, asked)}")
+        return self
+
+    def shares(self, round_: int) -> dict[str, float]:
+        """How often each task is asked in a round, relative to the others."""
+        focus = self.focus if round_ >= self.focus_from else {}
+        return {task.id: focus.get(task.id, 1.0) for task in expand(self.tasks)}
 
 
 def record_answers(
@@ -70,7 +88,7 @@ def record_answers(
     Errors: those of `record_prompts`.
     """
     world = current_world()
-    asked = ask_tasks(expand(data.tasks), data.count, seed=data.seed + round_)
+    asked = _problems(data, round_)
     for kind, options in _decoders(data, round_).items():
         record_prompts(
             teacher,
@@ -88,6 +106,22 @@ def record_answers(
         asked = [a for a, t in zip(asked, answered, strict=True) if not t.correct]
         if not asked:
             break
+
+
+def _problems(data: OwnAnswers, round_: int) -> list[Asked]:
+    """A round's problems, spread over the tasks by their shares."""
+    tasks, shares = expand(data.tasks), data.shares(round_)
+    seed = data.seed + round_
+    if len(set(shares.values())) == 1:
+        return ask_tasks(tasks, data.count, seed=seed)
+    total = sum(shares.values())
+    return [
+        asked
+        for task in tasks
+        for asked in ask_tasks(
+            [task], max(1, round(data.count * shares[task.id] / total)), seed=seed
+        )
+    ]
 
 
 def _decoders(data: OwnAnswers, round_: int) -> dict[str, DecodeOptions]:

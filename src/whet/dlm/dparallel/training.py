@@ -50,9 +50,10 @@ class DParallelRecipe(Recipe):
     init: checkpoint that the student starts from. teacher: the one that answers (None: `init`).
     data: a folder of trajectories, or the tasks to answer. lora: None trains every weight.
     batch_size: answers per step. beta: weight of the entropy at temperature `temperature`.
-    mask_ratio: share of a window in the first set; None draws one for every answer. block_length: of the windows; None = the whole
-    response (Dream's form). official: the official code's draw of windows. rounds: each but the
-    first starts from the student of the one before, which answers new problems for it.
+    mask_ratio: share of a window in the first set; None draws one for every answer. block_length:
+    of the windows; None = the whole response (Dream's form). official: the official code's draw of
+    windows. rounds: each but the first starts from the student of the one before, which answers
+    new problems for it.
     """
 
     init: str
