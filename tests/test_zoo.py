@@ -15,7 +15,7 @@ from whet.evaluate import accuracy_rows, draw_problems, judge_texts, outcome_met
 from whet.evaluate.run import Budget
 from whet.tasks import expand
 
-DIFFUSION = ["tiny-dlm", "tiny-dream"]
+DIFFUSION = ["tiny-dlm", "tiny-dlm-dparallel", "tiny-dream"]
 
 
 @pytest.mark.parametrize("name", zoo.names())
