@@ -266,7 +266,7 @@ _ROWS: tuple[Method, ...] = (
             "generate": "whet.dlm.entropy:entropy_threshold",
             "reproduce": "whet.reproduce.dparallel:DPARALLEL",
         },
-        applies_to=FULL_ATTENTION,
+        applies_to=MASKED_LMS,  # its rule; students are LLaDA or Dream
         needs=("data",),
     ),
     Method(

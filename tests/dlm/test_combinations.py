@@ -58,7 +58,7 @@ THRESHOLDS = {
     "threshold", "dinfer-threshold", "credit", "hierarchy", "sdar", "llada2", "llada2.1", "nap",
     "soar",
 }  # fmt: skip
-ENTROPIES = {"entropy-threshold", "entropy-bound"}
+ENTROPIES = {"entropy-threshold", "entropy-bound", "dparallel"}
 # (what it says, which decoders, families and settings it refuses); the first that fits counts.
 REFUSALS = [
     (
