@@ -1,9 +1,8 @@
+import pyarrow as pa
 import pytest
 
 from whet.data.arrow import ArrowRows, build_rows
 from whet.errors import CheckpointError, InputError, OptionError
-
-pa = pytest.importorskip("pyarrow")
 
 
 def schema():
@@ -107,7 +106,8 @@ def test_numbers_out_of_range_are_refused(tmp_path, changes, match):
 
 
 def test_datasets_reads_the_shards(tmp_path):
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     paths = [str(p) for p in sorted(build(tmp_path / "rows").glob("*.arrow"))]
     found = datasets.load_dataset(
         "arrow", data_files=paths, split="train", cache_dir=str(tmp_path / "cache")

@@ -13,6 +13,7 @@ from whet import rng, zoo
 from whet.data.trajectories import Trajectories, Trajectory
 from whet.dlm.canvas import denoise
 from whet.dlm.dparallel import (
+    Answerer,
     DParallelRecipe,
     DParallelTraining,
     OwnAnswers,
@@ -23,6 +24,7 @@ from whet.dlm.dparallel import (
 )
 from whet.dlm.dparallel.answers import _problems, collate
 from whet.dlm.entropy import EntropyThreshold
+from whet.dlm.low_confidence import LowConfidence
 from whet.dlm.texts import generate_texts
 from whet.errors import CheckpointError, InputError, OptionError
 from whet.models.denoiser import unwrap
@@ -107,14 +109,13 @@ def test_without_a_ratio_every_row_draws_its_own():
     assert shares.var() == pytest.approx(1 / 12 + 1 / 240, abs=0.015)
 
 
-def test_focus_shifts_the_shares_of_later_rounds():
-    data = OwnAnswers(
-        tasks=["queens", "sort"], count=40, gen_length=16, focus={"queens": 3.0}, focus_from=2
-    )
-    assert data.shares(1) == {"queens": 1, "sort": 1}
-    assert data.shares(2) == {"queens": 3, "sort": 1}
-    for round_, queens in ((1, 20), (2, 30)):
-        asked = _problems(data, round_)
+def test_focus_shifts_the_shares():
+    data = OwnAnswers(tasks=["queens", "sort"], count=40, gen_length=16)
+    assert data.shares() == {"queens": 1, "sort": 1}
+    focused = data.model_copy(update={"focus": {"queens": 3.0}})
+    assert focused.shares() == {"queens": 3, "sort": 1}
+    for settings, queens in ((data, 20), (focused, 30)):
+        asked = _problems(settings, 1)
         assert len(asked) == 40
         assert sum(a.source == "queens" for a in asked) == queens
     with pytest.raises(ValidationError, match="focus: 'quens' is not asked: did you mean 'queens'"):
@@ -554,15 +555,28 @@ def test_the_student_of_a_round_answers_for_the_next(rounds):
     assert not torch.equal(*begun)
 
 
-def test_what_is_wrong_at_a_threshold_is_asked_at_the_next(tmp_path):
-    model, tokenizer = load("tiny-dlm")
+def test_what_the_student_answers_wrong_is_asked_at_the_next_threshold_and_then_the_teacher(
+    tmp_path,
+):
+    teacher = Answerer(*load("tiny-dlm"), "tiny-dlm")
+    student = Answerer(*load("tiny-dlm-dparallel"), "student")
     data = OwnAnswers(tasks=["queens", "sudoku"], count=16, gen_length=16, thresholds=[0.1, 3.0])
-    record_answers(data, model, tokenizer, folder=tmp_path, name="tiny-dlm", round_=1)
+    record_answers(data, teacher, student, folder=tmp_path, round_=1)
     folders = ["threshold-3", "threshold-0.1", "one-token"]
     parts = [Trajectories(tmp_path / name) for name in folders]
     assert len(parts[0]) == 16
     for before, after in itertools.pairwise(parts):
         assert [t.prompt for t in after] == [t.prompt for t in before if not t.correct]
+    last = list(parts[2])
+    texts = generate_texts(
+        teacher.model,
+        teacher.tokenizer,
+        [t.prompt for t in last],
+        options=LowConfidence(),
+        gen_length=16,
+    )
+    assert last
+    assert [c.text for c in texts] == [t.text for t in last]
     kept = read_answers(tmp_path)
     assert len(kept) == sum(t.correct for part in parts for t in part)
     assert len({t.prompt for t in kept}) == len(kept)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 from whet._io import atomic_path, claim_folder
 from whet.errors import CheckpointError, InputError, OptionError
@@ -18,6 +19,7 @@ from whet.errors import CheckpointError, InputError, OptionError
 _CLAIM = "rows.json"
 
 Row = Mapping[str, Any]
+RowT = TypeVar("RowT")
 
 
 def build_rows(
@@ -122,6 +124,35 @@ class ArrowRows(Sequence[dict[str, Any]]):
     def column(self, name: str) -> list[Any]:
         """One column of all rows. Errors: KeyError."""
         return [value for table in self._tables for value in table.column(name).to_pylist()]
+
+
+class KeptRows(Sequence[RowT]):
+    """Some of a folder's rows, each made a `kind` (a dataclass of its columns) when looked at.
+
+    keep: from the rows to the places that are kept; None keeps all. Errors: those of `ArrowRows`.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        kind: type[RowT],
+        keep: Callable[[ArrowRows], Sequence[int]] | None = None,
+    ) -> None:
+        self.kind = kind
+        self.rows = ArrowRows(folder, columns=[f.name for f in fields(kind)])  # type: ignore[arg-type]
+        self.kept = range(len(self.rows)) if keep is None else keep(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    @overload
+    def __getitem__(self, index: int) -> RowT: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[RowT]: ...
+    def __getitem__(self, index: int | slice) -> RowT | list[RowT]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self.kind(**self.rows[self.kept[index]])
 
 
 def _name(shard: int) -> str:

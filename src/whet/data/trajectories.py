@@ -6,12 +6,12 @@ serves distillation on a model's own answers as well as imitation of its single 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from whet.data.arrow import ArrowRows, build_rows
+from whet.data.arrow import ArrowRows, KeptRows, build_rows
 
 
 @dataclass(frozen=True)
@@ -73,31 +73,18 @@ def build_trajectories(
     )
 
 
-class Trajectories(Sequence[Trajectory]):
+class Trajectories(KeptRows[Trajectory]):
     """Those of a finished folder, read as they are looked at.
 
     right_only: leave out those whose checker said no. Errors: those of `ArrowRows`.
     """
 
     def __init__(self, folder: str | Path, *, right_only: bool = False) -> None:
-        self.rows = ArrowRows(folder, columns=list(Trajectory.__dataclass_fields__))
-        self._kept: list[int] | None = None
-        if right_only:
-            correct = self.rows.column("correct")
-            self._kept = [i for i, right in enumerate(correct) if right is not False]
+        super().__init__(folder, Trajectory, _not_wrong if right_only else None)
 
-    def __len__(self) -> int:
-        return len(self.rows) if self._kept is None else len(self._kept)
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        return Trajectory(**self.rows[index if self._kept is None else self._kept[index]])
-
-    def __iter__(self) -> Iterator[Trajectory]:
-        return (self[i] for i in range(len(self)))
+def _not_wrong(rows: ArrowRows) -> list[int]:
+    return [i for i, right in enumerate(rows.column("correct")) if right is not False]
 
 
 def _schema() -> Any:

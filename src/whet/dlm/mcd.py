@@ -6,9 +6,10 @@ the student on z_t is to say the same:
 
     loss = mean over i masked in z_t of KL(p_teacher(i | z_s) || p_student(i | z_t)).
 
-Canvases are read as in MDLM (`subs_logprobs`): where z_s shows a token the teacher is certain of
-it, so that the KL is -log p_student there. t = min(u + dt, 1) with u spread evenly over the batch,
-s = t - dt, and dt = 2^n / T in round n, after which the teacher becomes a copy of the student.
+Canvases are read as in MDLM (SUBS, arXiv 2406.07524): the mask token has no probability, and
+where z_s shows a token the teacher is certain of it, so that the KL is -log p_student there.
+t = min(u + dt, 1) with u spread evenly over the batch, s = t - dt, and dt = 2^n / T in round n,
+after which the teacher becomes a copy of the student.
 
 The paper's code could not be read; rounds, times and defaults are those of the method it builds
 on, discrete consistency distillation (Duo, arXiv 2506.10892). Inferred: the keep probability
@@ -130,21 +131,6 @@ class RoundSchedule:
     def ends(self, step: int) -> bool:
         """Whether a round is over after this step."""
         return (step + 1) % self.round_steps == 0
-
-
-def subs_logprobs(
-    logits: Float[Tensor, "B L V"], canvas: Int[Tensor, "B L"], mask_token_id: int
-) -> Float[Tensor, "B L V"]:
-    """What a masked LM says of every position: MDLM's SUBS, arXiv 2406.07524.
-
-    The mask token has no probability, and a position that is filled holds its own token for
-    certain. This is what the losses here mean; they only work out the masked rows.
-    """
-    blocked = logits.clone()
-    blocked[..., mask_token_id] = -torch.inf
-    certain = torch.full_like(logits, -torch.inf).scatter(-1, canvas[..., None], 0.0)
-    masked = (canvas == mask_token_id)[..., None]
-    return torch.where(masked, blocked.log_softmax(-1), certain)
 
 
 def jump_times(

@@ -8,8 +8,9 @@ NVIDIA's tensor cores (compute capability 8 and above) multiply a 2:4 first oper
 fast. The operand has to be packed first, which reads and writes memory: with a bytes per feature
 read and 9/16 a written, and r columns in the other operand, the time saved exceeds the time spent
 when r > 25/16 a · (floating point operations per second) / (bytes per second), both at their peak.
-For bfloat16 that is about 480 columns on an A100 and 650 to 920 on Hopper: the ranks of small
-low-rank models lie below. `faster_here` therefore measures before anything is switched on.
+With the makers' published peaks for bfloat16 that is about 480 columns on an A100 (312 TFLOP/s,
+2.04 TB/s), 920 on an H100 (989, 3.35) and 640 on an H200 (989, 4.8), computed and not measured: the
+ranks of small low-rank models lie below. `faster_here` measures before anything is switched on.
 
 Deviation from ELAS (arXiv 2605.03667): its kernels' own layouts are used only inside a product;
 what is kept for the way back is this one.

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from whet.errors import OptionError
+from whet.layers.quantizer import Grid, quantize_nearest
 
 
 def round_to_nearest(weight: Float[Tensor, "O I"], bits: int) -> Float[Tensor, "O I"]:
@@ -15,11 +15,7 @@ def round_to_nearest(weight: Float[Tensor, "O I"], bits: int) -> Float[Tensor, "
     The grid is -(2^(bits-1) - 1) .. 2^(bits-1) - 1 times max|row| / (2^(bits-1) - 1); rows of
     zeros stay. Errors: OptionError for bits outside 2..16.
     """
-    if not 2 <= bits <= 16:
-        raise OptionError(f"bits={bits} must be between 2 and 16")
-    top = 2 ** (bits - 1) - 1
-    scale = weight.abs().amax(-1, keepdim=True) / top
-    return torch.where(scale > 0, (weight / scale).round().clamp(-top, top) * scale, weight)
+    return quantize_nearest(weight, Grid(bits, narrow=True)).dequantized()
 
 
 @torch.no_grad()

@@ -190,7 +190,7 @@ class DParallelProof:
             notes=[
                 "The threshold that is judged is the loosest at which the student lost at most "
                 f"{100 * self.kept:g} point on {self.validation} problems of the validation split, "
-                "against the teacher at one token per step.",
+                "against the teacher at one token per step; the strictest where none is.",
                 "Forwards per problem leave out steps that committed only end-of-text filling, in "
                 "every arm.",
                 "Equal accuracy of forced and control is the lower of the two at that threshold: "

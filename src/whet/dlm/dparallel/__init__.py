@@ -15,11 +15,12 @@ it in fewer forwards.
 `training`: the recipe and the run. Each says where it deviates from the paper or its code.
 """
 
-from whet.dlm.dparallel.answers import OwnAnswers, read_answers, record_answers
+from whet.dlm.dparallel.answers import Answerer, OwnAnswers, read_answers, record_answers
 from whet.dlm.dparallel.certainty import Masks, certainty_forcing, complementary_masks
 from whet.dlm.dparallel.training import DParallelRecipe, DParallelTraining
 
 __all__ = [
+    "Answerer",
     "DParallelRecipe",
     "DParallelTraining",
     "Masks",

@@ -5,11 +5,13 @@ one token per step, filled up with EOS tokens that count as answer.
 
 Deviation: later rounds (which the paper does not have) let the student answer at entropy
 thresholds, since an answer that it reached in few steps and that is right is one it can be sure of.
+What it answers wrong the teacher answers, so that the student does not forget how.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,9 +38,8 @@ class OwnAnswers(BaseModel):
     count: problems asked in a round, spread evenly over the tasks. batch_size: decoded together.
     seed: of the problems. thresholds: in rounds after the first, the entropy thresholds at which
     the student answers, the loosest first, each asked what was wrong at those before; what is
-    wrong at all of them is asked at one token per step. focus: tasks that are asked that many
-    times as often as others from round `focus_from` on, since what is often answered wrong is
-    otherwise hardly trained.
+    wrong at all of them the teacher is asked. focus: tasks that are asked that many times as often
+    as others, since what is often answered wrong is otherwise hardly trained.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -51,7 +52,6 @@ class OwnAnswers(BaseModel):
     seed: int = 0
     thresholds: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] = []
     focus: dict[str, Share] = {}
-    focus_from: int = Field(default=0, ge=0)
 
     @field_validator("tasks")
     @classmethod
@@ -67,35 +67,42 @@ class OwnAnswers(BaseModel):
                 raise ValueError(f"focus: {name!r} is not asked: {nearest(name, asked)}")
         return self
 
-    def shares(self, round_: int) -> dict[str, float]:
-        """How often each task is asked in a round, relative to the others."""
-        focus = self.focus if round_ >= self.focus_from else {}
-        return {task.id: focus.get(task.id, 1.0) for task in expand(self.tasks)}
+    def shares(self) -> dict[str, float]:
+        """How often each task is asked, relative to the others."""
+        return {task.id: self.focus.get(task.id, 1.0) for task in expand(self.tasks)}
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """A model that answers. name: identifies it in what is recorded."""
+
+    model: Any
+    tokenizer: Any
+    name: str
 
 
 def record_answers(
     data: OwnAnswers,
-    teacher: Any,
-    tokenizer: Any,
+    teacher: Answerer,
+    student: Answerer | None = None,
     *,
     folder: Path,
-    name: str,
     round_: int = 0,
 ) -> None:
-    """Let a model answer a round's problems, in this process's part of the shards.
+    """Answer a round's problems, in this process's part of the shards.
 
-    The folder gets one of trajectories per decoder. name: of the model, for their identity.
-    Errors: those of `record_prompts`.
+    student: asked first, at the thresholds (None: the teacher answers everything). The folder gets
+    one of trajectories per way of answering. Errors: those of `record_prompts`.
     """
     world = current_world()
     asked = _problems(data, round_)
-    for kind, options in _decoders(data, round_).items():
+    for kind, who, options in _ways(data, teacher, student):
         record_prompts(
-            teacher,
-            tokenizer,
+            who.model,
+            who.tokenizer,
             asked,
             folder=folder / kind,
-            identity={"model": name},
+            identity={"model": who.name},
             options=options,
             gen_length=data.gen_length,
             batch_size=data.batch_size,
@@ -110,7 +117,7 @@ def record_answers(
 
 def _problems(data: OwnAnswers, round_: int) -> list[Asked]:
     """A round's problems, spread over the tasks by their shares."""
-    tasks, shares = expand(data.tasks), data.shares(round_)
+    tasks, shares = expand(data.tasks), data.shares()
     seed = data.seed + round_
     if len(set(shares.values())) == 1:
         return ask_tasks(tasks, data.count, seed=seed)
@@ -124,14 +131,15 @@ def _problems(data: OwnAnswers, round_: int) -> list[Asked]:
     ]
 
 
-def _decoders(data: OwnAnswers, round_: int) -> dict[str, DecodeOptions]:
-    """What a round's problems are answered with, in order, by the folders' names."""
-    loosest_first = sorted(data.thresholds, reverse=True) if round_ else []
-    found: dict[str, DecodeOptions] = {
-        f"threshold-{t:g}": EntropyThreshold(entropy_threshold=t, block_length=data.block_length)
-        for t in loosest_first
-    }
-    return found | {"one-token": LowConfidence(block_length=data.block_length)}
+def _ways(
+    data: OwnAnswers, teacher: Answerer, student: Answerer | None
+) -> Iterator[tuple[str, Answerer, DecodeOptions]]:
+    """Who answers, and how, in order, with the folders' names."""
+    if student is not None:
+        for t in sorted(data.thresholds, reverse=True):
+            options = EntropyThreshold(entropy_threshold=t, block_length=data.block_length)
+            yield f"threshold-{t:g}", student, options
+    yield "one-token", teacher, LowConfidence(block_length=data.block_length)
 
 
 def read_answers(folder: Path) -> ConcatDataset[Trajectory]:

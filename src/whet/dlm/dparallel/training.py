@@ -4,9 +4,9 @@ dParallel, arXiv 2509.26488. The student starts from the teacher's weights, all 
 trained, or a LoRA update of them, and is exported as a plain checkpoint.
 
 Deviations: learning rates are warmed up and fall as a half cosine, as the paper's do for Dream
-only. The paper has one round. In several, the student of a round answers the next one's problems:
-a small model's choice among answers that are equally good is arbitrary, and can be made in few
-steps only where it becomes the student's own.
+only. The paper has one round. In several, the student of a round answers the next one's problems,
+and the teacher those that it answers wrong: a small model's choice among answers that are equally
+good is arbitrary, and can be made in few steps only where it becomes the student's own.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from whet._io import atomic_path
 from whet.data.mixture import ResponseBatch, cuts
 from whet.data.trajectories import Trajectory
 from whet.dlm.dparallel.answers import (
+    Answerer,
     OwnAnswers,
     check_tokens,
     collate,
@@ -111,18 +112,18 @@ class DParallelTraining(Training):
         data = self.recipe.data
         folder = Path(data) if isinstance(data, str) else out / "trajectories"
         if not isinstance(data, str):
-            name = self.recipe.teacher or self.recipe.init
-            record_answers(data, *self.teacher(name), folder=folder, name=name)
+            teacher = self.teacher(self.recipe.teacher or self.recipe.init)
+            record_answers(data, teacher, folder=folder)
         answers = read_answers(folder)
         for part in answers.datasets:
             check_tokens(part, self.denoiser, self.tokenizer)
         self.answers = answers
 
-    def teacher(self, name: str) -> tuple[Any, Any]:
+    def teacher(self, name: str, known_as: str | None = None) -> Answerer:
         """A checkpoint that can teach this student. Errors: OptionError where it cannot."""
         teacher, tokenizer = load(name, dtype=torch.float32)
         _check_same(self.denoiser, self.tokenizer, teacher, tokenizer, name)
-        return teacher, tokenizer
+        return Answerer(teacher, tokenizer, known_as or name)
 
     def run(self, out: Path) -> None:
         """One round as any training; several through `run_rounds`, then `out/model`."""
@@ -215,19 +216,19 @@ class DParallelTraining(Training):
 
 
 class _Rounds:
-    """What `run_rounds` asks of the method: the student of a round is the next one's teacher."""
+    """What `run_rounds` asks of the method: a student answers before the teacher does."""
 
     def __init__(self, recipe: DParallelRecipe, answers: OwnAnswers) -> None:
         self.recipe, self.answers = recipe, answers
 
     def collect(self, number: int, promoted: Path | None, data: Path) -> None:
         """Record answers to the round's own problems."""
-        student = DParallelTraining(self._of(number, promoted, data))
-        name = self.recipe.teacher or self.recipe.init if promoted is None else str(promoted)
-        known_as = name if promoted is None else f"student of round {number - 1}"
-        record_answers(
-            self.answers, *student.teacher(name), folder=data, name=known_as, round_=number
-        )
+        of = DParallelTraining(self._of(number, promoted, data))
+        student = None
+        if promoted is not None:
+            student = of.teacher(str(promoted), f"student of round {number - 1}")
+        teacher = of.teacher(self.recipe.teacher or self.recipe.init)
+        record_answers(self.answers, teacher, student, folder=data, round_=number)
 
     def training(self, number: int, promoted: Path | None, data: Path) -> DParallelTraining:
         """The round's training on what was recorded."""

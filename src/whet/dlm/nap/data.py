@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from whet import rng as rng_
-from whet.data.arrow import ArrowRows, build_rows
+from whet.data.arrow import ArrowRows, KeptRows, build_rows
 from whet.dlm.nap.layout import MOST_PATHS
 from whet.errors import InputError, OptionError
 from whet.evaluate import Generation, GenerationRequest, Problem, draw_problems, judge
@@ -206,7 +206,7 @@ def _right(problem: Problem, made: Generation) -> bool:
     return judge(problem, made).correct
 
 
-class PathSets(Sequence[PathSet]):
+class PathSets(KeptRows[PathSet]):
     """Those of a finished folder, read as they are looked at.
 
     least_right: sets with fewer right paths, and those with an empty path, are left out.
@@ -214,31 +214,18 @@ class PathSets(Sequence[PathSet]):
     """
 
     def __init__(self, folder: str | Path, *, least_right: int = 1) -> None:
-        self.rows = ArrowRows(folder, columns=list(PathSet.__dataclass_fields__))
-        right, paths = self.rows.column("right"), self.rows.column("paths")
-        self.kept = [
-            i
-            for i, (good, texts) in enumerate(zip(right, paths, strict=True))
-            if sum(good) >= least_right and all(texts)
-        ]
+        def keep(rows: ArrowRows) -> list[int]:
+            marked = zip(rows.column("right"), rows.column("paths"), strict=True)
+            return [
+                i for i, (r, texts) in enumerate(marked) if sum(r) >= least_right and all(texts)
+            ]
+
+        super().__init__(folder, PathSet, keep)
         if not self.kept:
             raise InputError(
                 f"{folder}: none of {len(self.rows)} problems has {least_right} right paths"
             )
-        self.paths = len(paths[0])
-
-    def __len__(self) -> int:
-        return len(self.kept)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        return PathSet(**self.rows[self.kept[index]])
-
-    def __iter__(self) -> Iterator[PathSet]:
-        return (self[i] for i in range(len(self)))
+        self.paths = len(self[0].paths)
 
 
 def _schema() -> Any:

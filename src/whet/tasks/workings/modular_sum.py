@@ -3,9 +3,6 @@
 A working repeats the numbers it adds, each behind its letter, and then the sum so far: of
 `a3b7c5%10`, `a3=3c5=8b7=5` adds a, then c, then b, and `a3c5=8b7=5` adds a and c in one go. A
 pairwise working sums pairs alone and writes the running total behind: `a3b7=0c5d1=6=6`.
-
-Terse problems are digits without letters, `375%10`, and their workings are sums alone: `305` from
-the left, `525` from the right, `055` pairwise (3 + 7, and the 5 that is left, in turn).
 """
 
 from __future__ import annotations
@@ -25,7 +22,7 @@ from whet.tasks.scratchpad.patterns import TextTask
 
 ORDERS = ("left", "right", "random", "pairwise")
 
-_LAST, _DIGIT = re.compile(r"[0-9]+(?=[^0-9]*$)"), re.compile(r"[0-9](?=[^0-9]*$)")
+_LAST = re.compile(r"[0-9]+(?=[^0-9]*$)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +30,7 @@ class ModularSum(TextTask):
     """Sum `count` numbers below `modulus`.
 
     leaps: probability that a working adds two numbers in one go where it could add one. orders:
-    those a working may take, joined by "+". terse: digits without letters, workings of sums alone.
+    those a working may take, joined by "+".
     """
 
     id: ClassVar[str] = "modsum"
@@ -44,23 +41,12 @@ class ModularSum(TextTask):
     modulus: int = 97
     leaps: float = 0.0
     orders: str = "+".join(ORDERS)
-    terse: bool = False
 
     def __post_init__(self) -> None:
         check_setting(self, "count", 2, 26)
         check_setting(self, "modulus", 2, 1_000_000)
         check_setting(self, "leaps", 0, 1)
-        orders = self._orders()
-        if self.terse and self.modulus > 10:
-            raise OptionError(
-                f"task {self.id!r}: modulus={self.modulus} with terse=True must be at most 10, "
-                "so that every number is a digit"
-            )
-        if self.terse and "random" in orders:
-            raise OptionError(
-                f"task {self.id!r}: orders={self.orders!r} with terse=True must leave out "
-                "'random': sums alone do not say what was added"
-            )
+        self._orders()
 
     def _orders(self) -> list[str]:
         found = self.orders.split("+")
@@ -74,8 +60,7 @@ class ModularSum(TextTask):
 
     def generate(self, rng: np.random.Generator) -> Instance:
         numbers = tuple(rng.integers(self.modulus, size=self.count).tolist())
-        letters = "" if self.terse else string.ascii_lowercase
-        named = "".join(f"{letters[i : i + 1]}{x}" for i, x in enumerate(numbers))
+        named = "".join(f"{c}{x}" for c, x in zip(string.ascii_lowercase, numbers, strict=False))
         total = sum(numbers) % self.modulus
         return Instance(
             task=self.id,
@@ -96,11 +81,11 @@ class ModularSum(TextTask):
         return self.count * math.log10(self.modulus)
 
     def parse(self, text: str, mode: Mode = "lenient") -> str | None:
-        """The last number of the first line (terse: its last digit); strict: all of the line."""
+        """The last number of the first line; strict: the line is nothing else."""
         line = super().parse(text, mode)
         if line is None:
             return None
-        found = (_DIGIT if self.terse else _LAST).search(line)
+        found = _LAST.search(line)
         if found is None or (mode == "strict" and found[0] != line):
             return None
         return found[0]
@@ -128,10 +113,7 @@ class ModularSum(TextTask):
             own = sum(numbers[i] for i in group)
             total = (total + own) % modulus
             named = "".join(f"{string.ascii_lowercase[i]}{numbers[i]}" for i in group)
-            if self.terse:
-                running = f"{total}" if pairwise and parts else ""
-                parts.append(f"{own % modulus if pairwise else total}{running}")
-            elif pairwise:
+            if pairwise:
                 later = f"={total}" if parts else ""
                 parts.append(f"{named}={own % modulus}{later}")
             else:
