@@ -44,6 +44,8 @@ TRAITS: dict[str, Traits] = {
     "diffusion_gemma": Traits(noise="uniform", end_of_turn="<turn|>"),
     "llada2_moe": Traits(attention="block_causal", end_of_turn="<|role_end|>"),
 }
+# A model whose shape whet has changed keeps its family's habits.
+TRAITS |= {f"whet_{name}": TRAITS[name] for name in ("llada", "Dream", "sdar")}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,10 @@ def loadable_types() -> list[str]:
     """Every model_type that `whet.load` reads."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    return sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *model_classes(), "diffusion_gemma"})
+    from whet.models.edits.classes import edited_types
+
+    own = {*model_classes(), *edited_types(), "diffusion_gemma"}
+    return sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *own})
 
 
 def loadable_class(model_type: str) -> tuple[Any, Any]:
@@ -46,6 +49,10 @@ def loadable_class(model_type: str) -> tuple[Any, Any]:
     """
     if model_type in model_classes():
         return model_classes()[model_type]
+    if model_type.startswith("whet_"):
+        from whet.models.edits.classes import edited_types
+
+        return edited_types()[model_type]
     if model_type == "diffusion_gemma":
         from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
 
@@ -67,8 +74,10 @@ def is_encoder(model: Any) -> bool:
     """Whether a model of transformers' that also comes as an encoder (BERT, …) is one."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+    from whet.models.roles.families import stock_type
+
     config = model.config
-    both = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    both = stock_type(config.model_type) in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     return both and getattr(config, "is_decoder", None) is False
 
 
@@ -89,6 +98,7 @@ def register() -> None:
 
     from whet.models.denoiser import TRAITS
     from whet.models.dream import DreamConfig, DreamTokenizerFast
+    from whet.models.edits.classes import register_edited
 
     for model_type, (config_class, model_class) in model_classes().items():
         AutoConfig.register(model_type, config_class, exist_ok=True)
@@ -97,3 +107,4 @@ def register() -> None:
             AutoModel.register(config_class, model_class, exist_ok=True)
             AutoModelForMaskedLM.register(config_class, model_class, exist_ok=True)
     AutoTokenizer.register(DreamConfig, fast_tokenizer_class=DreamTokenizerFast, exist_ok=True)
+    register_edited()

@@ -347,11 +347,18 @@ FAMILIES = (
 )
 
 
+def stock_type(model_type: str) -> str:
+    """The model_type that a `whet_` one, saved with its edits, was made from."""
+    return model_type.removeprefix("whet_").removeprefix("Whet")
+
+
 def find_family(model_type: str) -> Family:
     """The family of a configuration's model_type or of a diffusers class name.
 
-    Errors: OptionError where no family has it.
+    What whet has changed the shape of (`whet_llama`) is of its stock type's. Errors: OptionError
+    where no family has it.
     """
+    model_type = stock_type(model_type)
     known = {name: family for family in FAMILIES for name in family.model_types}
     if model_type not in known:
         raise OptionError(

@@ -29,9 +29,9 @@ def follow(view: View, axis: Axis, widths: dict[int, int]) -> None:
     cut = {id(view.tensors[role.tensor]) for role in axis.roles}
     for name, tensor in view.tensors.items():
         if id(tensor) in cut:
-            _refresh(view.modules[name.rpartition(".")[0]])
+            refresh(view.modules[name.rpartition(".")[0]])
     parts = blocks_of(view)
-    counts = {block.index: _counts(view, block, widths[block.index]) for block in parts}
+    counts = {block.index: block_counts(view, block, widths[block.index]) for block in parts}
     for block in parts:
         if axis.block in (None, block.index):
             _set_attributes(view, block, counts[block.index])
@@ -40,7 +40,7 @@ def follow(view: View, axis: Axis, widths: dict[int, int]) -> None:
         _set_own_config(view, block, counts[block.index])
 
 
-def _refresh(module: nn.Module) -> None:
+def refresh(module: nn.Module) -> None:
     """Sizes that torch's own modules keep beside their weights."""
     target: Any = module
     if isinstance(module, nn.Linear):
@@ -55,7 +55,8 @@ def _refresh(module: nn.Module) -> None:
         target.normalized_shape = tuple(module.weight.shape)
 
 
-def _counts(view: View, block: Block, head_dim: int) -> dict[str, int]:
+def block_counts(view: View, block: Block, head_dim: int) -> dict[str, int]:
+    """What can be counted in a block: units of its axes, and what its attention is told."""
     names = block.attention
     width, keys = view.in_width(names.output), view.out_width(names.key)
     if names.query == names.key:
