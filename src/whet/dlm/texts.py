@@ -76,29 +76,58 @@ def generate_texts(
     Errors: OptionError for gen_length or batch_size below 1; InputError for a prompt that is
     empty, too long, or holds mask tokens or unknown ids.
     """
-    for name, value in (("gen_length", gen_length), ("batch_size", batch_size)):
-        if value < 1:
-            raise OptionError(f"{name}={value} must be at least 1")
+    if gen_length < 1:
+        raise OptionError(f"gen_length={gen_length} must be at least 1")
+    denoiser = Denoiser.of(model, tokenizer)
+    encoded = [encode_prompt(denoiser, tokenizer, p, gen_length, chat=chat) for p in prompts]
+    region = torch.full((gen_length,), denoiser.mask_token_id)
+    for part, tokens, trace in fill_regions(
+        denoiser,
+        encoded,
+        region,
+        options=options,
+        batch_size=batch_size,
+        requests=requests,
+        on_commit=on_commit,
+    ):
+        yield from completions(prompts[part], tokens, trace, tokenizer, denoiser)
+
+
+def fill_regions(
+    denoiser: Denoiser,
+    prompts: Sequence[Int[Tensor, " T"]],
+    region: Int[Tensor, " G"],
+    *,
+    options: DecodeOptions,
+    batch_size: int,
+    requests: Sequence[int] | None = None,
+    on_commit: Callable[[int, Rows], None] | None = None,
+) -> Iterator[tuple[slice, Int[Tensor, "P G"], Trace]]:
+    """Fill `region` behind each prompt, in batches: which prompts, their regions, the trace.
+
+    requests: names of the prompts in the noise keys (None: their places). Errors: OptionError for
+    batch_size below 1 or names that are not one for each prompt.
+    """
+    if batch_size < 1:
+        raise OptionError(f"batch_size={batch_size} must be at least 1")
     names = list(requests) if requests is not None else list(range(len(prompts)))
     if len(names) != len(prompts):
         raise OptionError(f"{len(names)} requests name {len(prompts)} prompts: give one each")
-    denoiser = Denoiser.of(model, tokenizer)
-    encoded = [encode_prompt(denoiser, tokenizer, p, gen_length, chat=chat) for p in prompts]
-    for lo in range(0, len(prompts), batch_size):
-        part = slice(lo, lo + batch_size)
-        canvas, mask = left_pad(encoded[part], denoiser, gen_length)
+    width = len(region)
+    for low in range(0, len(prompts), batch_size):
+        part = slice(low, low + batch_size)
+        canvas, mask = left_pad(prompts[part], denoiser, width)
+        canvas[:, -width:] = region
         tokens, trace = denoise(
             denoiser,
             canvas,
             mask,
             options=options,
-            start=canvas.shape[1] - gen_length,
+            start=canvas.shape[1] - width,
             on_commit=on_commit,
             requests=names[part],
         )
-        yield from completions(
-            prompts[part], tokens[:, -gen_length:].cpu(), trace, tokenizer, denoiser
-        )
+        yield part, tokens[:, -width:].cpu(), trace
 
 
 @dataclass(frozen=True)

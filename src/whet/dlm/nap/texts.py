@@ -14,13 +14,11 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from whet.dlm.canvas import denoise
 from whet.dlm.eos import is_eos
 from whet.dlm.nap.layout import Layout, tag_ids
 from whet.dlm.options import DecodeOptions
 from whet.dlm.order import global_arness
-from whet.dlm.texts import encode_prompt, left_pad
-from whet.errors import OptionError
+from whet.dlm.texts import encode_prompt, fill_regions
 from whet.models.denoiser import Denoiser
 
 
@@ -59,27 +57,13 @@ def think_texts(
     Errors: CheckpointError for a tokenizer without the tags; OptionError for a packed layout;
     those of `encode_prompt` and the decoder.
     """
-    if batch_size < 1:
-        raise OptionError(f"batch_size={batch_size} must be at least 1")
     denoiser = Denoiser.of(model, tokenizer)
     tags = tag_ids(tokenizer, layout.paths)
     region = torch.tensor(layout.canvas(tags, denoiser.mask_token_id))
-    width = len(region)
-    names = list(requests) if requests is not None else list(range(len(prompts)))
-    encoded = [encode_prompt(denoiser, tokenizer, p, width, chat=chat) for p in prompts]
-    for low in range(0, len(prompts), batch_size):
-        part = slice(low, low + batch_size)
-        canvas, mask = left_pad(encoded[part], denoiser, width)
-        canvas[:, -width:] = region
-        tokens, trace = denoise(
-            denoiser,
-            canvas,
-            mask,
-            options=options,
-            start=canvas.shape[1] - width,
-            requests=names[part],
-        )
-        written = tokens[:, -width:].cpu()
+    encoded = [encode_prompt(denoiser, tokenizer, p, len(region), chat=chat) for p in prompts]
+    for part, written, trace in fill_regions(
+        denoiser, encoded, region, options=options, batch_size=batch_size, requests=requests
+    ):
         useful = used(written, layout, denoiser.end_ids)
         steps, _ = trace.spent_on(useful)
         ordered = trace.commit_step.masked_fill(~useful, -1)
