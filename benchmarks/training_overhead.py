@@ -20,6 +20,7 @@ from whet.fit import fit
 from whet.measure.clock import alternate, paired_ratio
 from whet.measure.record import Arm, Metric, claim, new_record
 from whet.zoo import recipes
+from whet.zoo.recipe import recipe_method
 
 BOUND = 1.05
 RECIPES = ("tiny-dlm", "tiny-dream", "tiny-ar")
@@ -67,7 +68,7 @@ def main():
     arms, claims = [], []
     for name in RECIPES:
         path = recipes()[name]
-        kind = catalogue.resolve(path.read_text().split("method:")[1].split()[0], "train")
+        kind = catalogue.resolve(recipe_method(path), "train")
         # Each variant trains its own copy: their weights stay equal, and so do their costs.
         trainings = [kind(kind.recipe_type.read(path)) for _ in range(2)]
         batches = [trainings[0].batch(step) for step in range(arguments.steps)]

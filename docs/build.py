@@ -24,6 +24,7 @@ from whet.measure.record import Record, load
 from whet.report import words
 from whet.report.pages import frontier_of
 from whet.zoo import recipes
+from whet.zoo.recipe import recipe_method
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
@@ -114,9 +115,7 @@ def _tasks(method: catalogue.Method) -> list[str]:
 
 def _training(method: catalogue.Method) -> list[str]:
     training = catalogue.resolve(method.id, "train")
-    own = [
-        n for n, path in recipes().items() if f"method: {method.id}\n" in path.read_text("utf-8")
-    ]
+    own = [n for n, path in recipes().items() if recipe_method(path) == method.id]
     config = own[0] if own else "recipe.yaml"
     return [
         "## Training",

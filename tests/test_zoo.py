@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import yaml
 from safetensors import safe_open
 
 import whet
@@ -14,6 +13,7 @@ from whet.dlm.texts import generate_texts
 from whet.evaluate import accuracy_rows, draw_problems, judge_texts, outcome_metrics
 from whet.evaluate.run import Budget
 from whet.tasks import expand
+from whet.zoo.recipe import recipe_method
 
 DIFFUSION = ["tiny-dlm", "tiny-dlm-dparallel", "tiny-dream"]
 
@@ -35,7 +35,7 @@ def test_the_zoo_is_what_it_should_be():
 @pytest.mark.parametrize("name", zoo.recipes())
 def test_every_recipe_in_the_package_can_be_read(name):
     path = zoo.recipes()[name]
-    method = yaml.safe_load(path.read_text(encoding="utf-8"))["method"]
+    method = recipe_method(path)
     training = catalogue.resolve(method, "train")
     assert training.recipe_type.read(path, method=method).method == method
 

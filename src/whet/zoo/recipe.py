@@ -1,4 +1,4 @@
-"""Recipes: a training run in one YAML file, read strictly."""
+"""Recipes: a run in one YAML file, read strictly."""
 
 from __future__ import annotations
 
@@ -13,13 +13,10 @@ from whet.errors import InputError, OptionError, nearest
 from whet.fit import FitSettings
 
 
-class Recipe(BaseModel):
-    """What every recipe has; a method's own recipe adds its keys. Unknown keys are errors."""
+class YamlFile(BaseModel):
+    """A YAML file with known keys. Unknown ones are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-    method: str
-    fit: FitSettings
 
     @classmethod
     def read(cls, path: Path, *, method: str | None = None) -> Self:
@@ -63,6 +60,18 @@ class Recipe(BaseModel):
                 section = _section(section.model_fields[str(part)].annotation)
         key = str(first["loc"][-1])
         return f"unknown key {where!r}: {nearest(key, section.model_fields)}"
+
+
+class Recipe(YamlFile):
+    """What every training recipe has; a method's own recipe adds its keys."""
+
+    method: str
+    fit: FitSettings
+
+
+def recipe_method(path: Path) -> str:
+    """The method that a recipe in the package is for."""
+    return str(yaml.safe_load(path.read_text(encoding="utf-8"))["method"])
 
 
 def _section(annotation: Any) -> type[BaseModel]:
