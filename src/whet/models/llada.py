@@ -184,7 +184,19 @@ class LLaDABlock(GradientCheckpointingLayer):  # type: ignore[misc]
         cache: Any = None,
         layer: int = 0,
     ) -> Tensor:
-        y = self.attn_norm(x)
+        x = x + self.attend(self.attn_norm(x), cos, sin, mask, cache, layer)
+        return x + self.feed_forward(self.ff_norm(x))
+
+    def attend(
+        self,
+        y: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None,
+        cache: Any = None,
+        layer: int = 0,
+    ) -> Tensor:
+        """What the attention adds to the stream; y: the normalised stream."""
         q, k, v = (
             projection(y).unflatten(-1, (heads, -1)).transpose(1, 2)
             for projection, heads in (
@@ -203,9 +215,12 @@ class LLaDABlock(GradientCheckpointingLayer):  # type: ignore[misc]
             attn_mask=mask,
             enable_gqa=self.n_heads != self.n_kv_heads,
         )
-        x = x + self.attn_out(attended.transpose(1, 2).flatten(2))
-        y = self.ff_norm(x)
-        out: Tensor = x + self.ff_out(F.silu(self.ff_proj(y)) * self.up_proj(y))
+        out: Tensor = self.attn_out(attended.transpose(1, 2).flatten(2))
+        return out
+
+    def feed_forward(self, y: Tensor) -> Tensor:
+        """What the MLP adds to the stream; y: the normalised stream."""
+        out: Tensor = self.ff_out(F.silu(self.ff_proj(y)) * self.up_proj(y))
         return out
 
 
@@ -225,7 +240,7 @@ class LLaDAPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
             bias = getattr(module, "bias", None)
             if isinstance(bias, Tensor):
                 nn.init.zeros_(bias)
-        elif isinstance(module, RMSNorm):
+        elif isinstance(module, RMSNorm) and module.affine:
             nn.init.ones_(module.weight)
 
 

@@ -12,8 +12,6 @@ the peak memory of a whole training step is measured in processes of their own.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import hashlib
 import re
 from collections.abc import Callable, Mapping
@@ -32,7 +30,7 @@ from whet.data.text import TextWindows
 from whet.fit import fit
 from whet.layers.relu2_linear import relu2_linear
 from whet.measure.items import save_items
-from whet.measure.memory import peak_memory, run_isolated
+from whet.measure.memory import free_at_once, peak_memory, run_isolated
 from whet.measure.record import Arm, Claim, Comparison, Metric, Op, Record, claim, new_record
 from whet.measure.stats import Floats, Statistic, two_level
 from whet.models.elas_llama import ElasLlamaForCausalLM, SparseFeedForward
@@ -390,7 +388,7 @@ def step_peak(model: dict[str, Any], rows: int, plain: bool) -> int:
     """
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    _give_back_at_once()
+    free_at_once()
     made = build_model(model, byte_tokenizer()).train()
     if plain:
         for layer in made.model.layers:
@@ -404,15 +402,6 @@ def step_peak(model: dict[str, Any], rows: int, plain: bool) -> int:
     _, peak = peak_memory(lambda: step(tokens))
     assert peak.added_bytes is not None
     return peak.added_bytes
-
-
-def _give_back_at_once() -> None:
-    """Have glibc map every block of a mebibyte or more, so that freed tensors leave memory.
-
-    It otherwise learns to keep them, and what it keeps depends on what came before.
-    """
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(-3, 2**20)  # M_MMAP_THRESHOLD
 
 
 @torch.no_grad()

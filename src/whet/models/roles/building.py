@@ -9,10 +9,20 @@ from torch import nn
 from whet.errors import OptionError
 from whet.models.roles.families import POST_NORM
 from whet.models.roles.names import Attention, Experts, Hidden, Mlp, join, prefixed
-from whet.models.roles.structure import Axis, Block, Role, Side, View, blocks_of
+from whet.models.roles.structure import (
+    ATTENTION_SKIP,
+    MLP_SKIP,
+    Axis,
+    Block,
+    Role,
+    Side,
+    View,
+    blocks_of,
+)
 
 _CHANNELS = "its units pass through a nonlinearity one by one, or are counted, not added"
 _ONE_WIDTH = "the stock attention takes one width for queries, keys and values of every head"
+_ROTATED = "its stream has a basis and a width of its own at every site"
 # "dynamic" and "longrope" compute their frequencies anew when texts grow.
 _FIXED_FREQUENCIES = {"default", "linear", "llama3", "yarn"}
 
@@ -196,7 +206,11 @@ def _residual(view: View, parts: list[Block]) -> Axis:
     roles += [*_roles(view, dense, "read"), *_roles(view, dense, "write")]
     if view.head in view.modules:
         roles += _roles(view, [view.head], "read", norm=final)
+    for block in parts:  # none but in a rotated model
+        roles += _roles(view, [join(block.name, skip) for skip in (ATTENTION_SKIP, MLP_SKIP)], "read")
     found = _once(roles)
+    if any(join(block.name, ATTENTION_SKIP) in view.modules for block in parts):
+        return Axis("residual", None, units, found, uncuttable=_ROTATED, unrotatable=_ROTATED)
     for role in found:
         if role.stop - role.start != units:
             raise OptionError(

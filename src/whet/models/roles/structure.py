@@ -10,10 +10,13 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from whet.errors import OptionError
+from whet.layers.low_rank_linear import LowRankLinear
 from whet.models.roles.families import find_family
 from whet.models.roles.names import Attention, Experts, Family, Flow, Mlp, join, norms_of, prefixed
 
 Side = Literal["write", "read", "gain", "carry"]
+# Matrices on the residual path of a block whose stream was rotated (`whet.models.edits.rotated`).
+ATTENTION_SKIP, MLP_SKIP = "attention_skip", "mlp_skip"
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,9 @@ class View:
         module = self.modules.get(name)
         if module is None:
             return
+        if isinstance(module, LowRankLinear):
+            yield from self.side_of(f"{name}.up" if out else f"{name}.down", out)
+            return
         weight = getattr(module, "weight", None)
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             dim = 0 if out else 1
@@ -172,11 +178,17 @@ class View:
 
     def out_width(self, name: str) -> int:
         """How many entries a module writes."""
+        width = getattr(self.modules.get(name), "out_features", None)
+        if isinstance(width, int):  # of packed weights too, whose tensors do not show it
+            return width
         tensor, dim = next(self.side_of(name, True))
         return self.tensors[tensor].shape[dim]
 
     def in_width(self, name: str) -> int:
         """How many entries a module reads."""
+        width = getattr(self.modules.get(name), "in_features", None)
+        if isinstance(width, int):
+            return width
         tensor, dim = next(self.side_of(name, False))
         return self.tensors[tensor].shape[dim]
 
