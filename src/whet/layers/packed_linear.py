@@ -175,7 +175,7 @@ class PackedExperts(nn.Module):
         top_k_weights: Float[Tensor, "N k"],
     ) -> Float[Tensor, "N D"]:
         total = torch.zeros_like(hidden_states)
-        for number in top_k_index.unique().tolist():
+        for number in sorted(set(top_k_index.flatten().tolist())):
             if number >= len(self):  # what expert parallelism marks as another machine's
                 continue
             expert: Any = self._modules[str(number)]

@@ -8,8 +8,10 @@ That list is what a checkpoint stores, so nothing has to be remembered while met
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -20,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from whet.errors import CheckpointError, OptionError, nearest
 from whet.layers.low_rank_linear import LowRankLinear
 from whet.layers.norm import RMSNorm
+from whet.layers.packed_linear import packed_experts
 from whet.models.roles import keep
 from whet.models.roles.building import axes_of
 from whet.models.roles.names import join
@@ -156,6 +159,31 @@ def describe(model: nn.Module, stock: nn.Module) -> list[Edit]:
 
     Errors: OptionError for a difference that no edit can say.
     """
+    with _experts_fused(model, stock):
+        return _describe(model, stock)
+
+
+@contextlib.contextmanager
+def _experts_fused(model: nn.Module, stock: nn.Module) -> Iterator[None]:
+    """Packed experts as the stock class has them, empty, while shapes are looked at: how numbers
+    are stored is said elsewhere."""
+    packed = packed_experts(model)
+    for name, experts in packed.items():
+        gate: Any = experts.get_submodule(f"0.{experts.names[0]}")
+        width, size, dtype = gate.out_features, gate.in_features, gate.weight_scale.dtype
+        stand_in: Any = copy.deepcopy(stock.get_submodule(name))
+        for tensor, shape in (("gate_up_proj", (2 * width, size)), ("down_proj", (size, width))):
+            empty = torch.empty(len(experts), *shape, dtype=dtype, device="meta")
+            setattr(stand_in, tensor, nn.Parameter(empty))
+        model.set_submodule(name, stand_in)
+    try:
+        yield
+    finally:
+        for name, experts in packed.items():
+            model.set_submodule(name, experts)
+
+
+def _describe(model: nn.Module, stock: nn.Module) -> list[Edit]:
     from whet.models.edits.rotated import find_rotation
 
     found: list[Edit] = []
