@@ -17,6 +17,7 @@ class Options:
     name: str = "x"
     block: int | None = None
     kind: Literal["a", "b"] = "a"
+    places: tuple[int, ...] = (0,)
     hidden: int = field(default=3, init=False)
 
 
@@ -52,6 +53,13 @@ WORD = st.text("abcxyz09_.", min_size=1, max_size=6)
 def test_printing_and_parsing_are_inverse(name, suite, settings):
     spec = Spec(name, suite, settings)
     assert Spec.parse(str(spec)) == spec
+
+
+def test_build_reads_several_numbers():
+    assert build(Options, {"places": "1+22"}, of="x").places == (1, 22)
+    assert build(Options, {"places": ""}, of="x").places == ()
+    with pytest.raises(OptionError, match="places='a' must be a whole number"):
+        build(Options, {"places": "1+a"}, of="x")
 
 
 def test_build_converts_text_by_type():

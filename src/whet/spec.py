@@ -1,4 +1,7 @@
-"""One grammar for a thing with its settings: `NAME[@suite][:key=value,...]`."""
+"""One grammar for a thing with its settings: `NAME[@suite][:key=value,...]`.
+
+A value that is a list has its entries joined by plus signs: `key=0+1+31`.
+"""
 
 from __future__ import annotations
 
@@ -67,10 +70,14 @@ def _convert(text: str, hint: Any, key: str, of: str) -> Any:
             return None
         hint = next(a for a in args if a is not type(None))
         return _convert(text, hint, key, of)
+    if origin is tuple:  # of any length, parts of one kind, as 1+2+3
+        return tuple(_convert(part, args[0], key, of) for part in filter(None, text.split("+")))
     if origin is typing.Literal:
         if text not in args:
             raise OptionError(f"{of}: {key}={text!r} is not one of {', '.join(map(str, args))}")
         return text
+    if origin is tuple:  # of one kind, of any length
+        return tuple(_convert(part, args[0], key, of) for part in filter(None, text.split("+")))
     if hint is bool:
         if text.lower() not in ("true", "false"):
             raise OptionError(f"{of}: {key}={text!r} must be true or false")

@@ -44,6 +44,11 @@ class ScaleChoice:
     errors: tuple[float, ...]
 
 
+def no_scale(statistics: InputStatistics) -> ScaleChoice:
+    """For an input that nothing can be folded into: s = 1."""
+    return ScaleChoice(torch.ones_like(statistics.abs_sum), 0.0, ())
+
+
 @dataclass(frozen=True)
 class AWQSite:
     """Quantized layers that read one input, for that input divided by `choice.scale`."""
@@ -127,12 +132,14 @@ def awq(
     statistics: InputStatistics,
     grid: Grid,
     *,
+    choice: ScaleChoice | None = None,
     clip: bool | Sequence[bool] = True,
     steps: int = 20,
     most: float = 0.5,
 ) -> AWQSite:
     """Scale, clip and round the layers that read one input.
 
+    choice: scales that were chosen before; None to search for them.
     clip: for all, or one for each (False for queries and keys). The reports' loss is the mean
     squared output error. Where no input was seen, scale and limits stay as they are.
     Errors: InputError where `clip` does not fit; those of `awq_scale` and `awq_limits`.
@@ -140,7 +147,10 @@ def awq(
     clips = [clip] * len(weights) if isinstance(clip, bool) else list(clip)
     if len(clips) != len(weights):
         raise InputError(f"clip has {len(clips)} entries for {len(weights)} weights")
-    choice = awq_scale(weights, statistics, grid, steps=steps)
+    if choice is None:
+        choice = awq_scale(weights, statistics, grid, steps=steps)
+    else:
+        _check(weights, statistics, grid, steps)
     scaled = statistics.divided(choice.scale)
     linears = []
     for weight, shrink in zip(weights, clips, strict=True):

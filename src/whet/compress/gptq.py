@@ -11,6 +11,9 @@ H = Σ x xᵀ / n + damping, a column's rounding error is spread over those afte
   an index of each column's group;
 - search: smaller ranges are tried (`quantizer.Search`).
 
+Weights that are 0 stay 0 where `keep_zeros` (llm-compressor does so for layers that are pruned):
+what is made up for would fill them.
+
 Deviation: scales are rounded to the weight's type before they are used, so that what is made up
 for is the error of the weights that will be loaded.
 """
@@ -23,7 +26,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from whet.compress._linalg import ColumnRule, check_sweep, gram_and_dead, sweep, upper_factor
+from whet.compress._linalg import ColumnRule, check_sweep, factored_gram, sweep
 from whet.compress.result import LayerReport, QuantizedLinear, check_weight, working_type
 from whet.compress.rtn import check_weight_grid, rtn
 from whet.compress.statistics import InputStatistics
@@ -51,13 +54,15 @@ def gptq(
     static_groups: bool | None = None,
     search: Search | None = None,
     zero_dead: bool = True,
+    keep_zeros: bool = False,
 ) -> QuantizedLinear:
     """Round a weight so that the layer's outputs change little.
 
     damp: share of the mean of H's diagonal that is added to it; raised where H is singular.
     static_groups: None is the value of act_order, so that no index of groups is needed (which
     compressed-tensors no longer reads). zero_dead: weights of channels whose input was never
-    other than 0 become 0, as in the released code, else they are rounded.
+    other than 0 become 0, as in the released code, else they are rounded. keep_zeros: of a pruned
+    weight, those that are 0 stay so.
     Where there is no Cholesky factor, no input was seen, or the result would not be finite, the
     weight is rounded to nearest and the report says so.
     Errors: OptionError for options out of range; those of `result.check_weight`, of
@@ -68,20 +73,16 @@ def gptq(
     statistics.check(weight.shape[1], gram=True)
     check_sweep(damp, block_size)
     grid.groups(weight.shape[1])
-    hessian, dead = gram_and_dead(statistics)
     if not statistics.seen:
         return _nearest(weight, grid, search, "no input was seen")
-    order = hessian.diagonal().argsort(descending=True, stable=True) if act_order else None
-    if order is not None:
-        hessian = hessian[order][:, order]
-    found = upper_factor(hessian, damp, working_type(weight))
-    if found is None:
+    found = factored_gram(statistics, damp, working_type(weight), act_order=act_order)
+    factor, used, dead, order = found.factor, found.damp, found.dead, found.order
+    if factor is None:
         return _nearest(weight, grid, search, "H has no Cholesky factor")
-    factor, used = found
     target = weight.masked_fill(dead, 0) if zero_dead else weight
     static = act_order if static_groups is None else static_groups
     try:
-        rule = _Round(target, grid, order, static, search)
+        rule = _Round(target, grid, order, static, search, keep_zeros)
         columns = target.t().to(factor.dtype)
         columns = columns.contiguous() if order is None else columns[order]
         # A group must be up to date as a whole where its first column comes up.
@@ -107,8 +108,11 @@ class _Round(ColumnRule):
         order: Int[Tensor, " I"] | None,
         static: bool,
         search: Search | None,
+        keep_zeros: bool,
     ) -> None:
         rows, columns = weight.shape
+        gone = (weight == 0).t() if keep_zeros else None
+        self.gone = gone if gone is None or order is None else gone[order]
         self.grid, self.order, self.search = grid, order, search
         self.dtype = weight.dtype
         self.on_the_way = grid.group_size is not None and not static
@@ -136,9 +140,16 @@ class _Round(ColumnRule):
             self.found.append(scales)
             self._take(scales, current.shape[1])
         scale, zero = self.scale[self.group[j]], self.zero[self.group[j]]
-        q = nearest_integers(current[0], scale, zero, self.grid)
-        self.values[j] = q
-        return numbers_of(q, scale, zero)
+        wanted = current[0] if self.gone is None else current[0].masked_fill(self.gone[j], 0)
+        if zero is not None or scale.dtype != wanted.dtype:
+            q = nearest_integers(wanted, scale, zero, self.grid)
+            self.values[j] = q
+            return numbers_of(q, scale, zero)
+        # The same in fewer steps: there is a column for every few microseconds of them.
+        number: Tensor = wanted / scale
+        number.clamp_(self.grid.lowest, self.grid.highest).round_()
+        self.values[j] = number
+        return number.mul_(scale)
 
     def quantized(self) -> Quantized:
         """All of it, in the weight's own order of columns."""

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from whet.compress._linalg import ColumnRule, check_sweep, gram_and_dead, sweep, upper_factor
+from whet.compress._linalg import ColumnRule, check_sweep, factored_gram, sweep
 from whet.compress.masks import Pattern, check_sparsity, keep_highest, share
 from whet.compress.result import LayerReport, PrunedLinear, check_weight, working_type
 from whet.compress.statistics import InputStatistics
@@ -53,13 +53,11 @@ def sparsegpt(
             raise OptionError(f"block_size={block_size} must be a multiple of {sparsity.of}")
     else:
         check_sparsity(sparsity)
-    hessian, dead = gram_and_dead(statistics)
-    number = int(dead.sum())
-    found = upper_factor(hessian, damp, working_type(weight)) if statistics.seen else None
-    if found is None:
+    found = factored_gram(statistics, damp, working_type(weight))
+    factor, used, dead = found.factor, found.damp, found.dead
+    if factor is None:
         why = "H has no Cholesky factor" if statistics.seen else "no input was seen"
         return _without(weight, statistics, sparsity, why)
-    factor, used = found
     columns = weight.t().to(factor.dtype).masked_fill(dead[:, None], 0)
     rule = _Prune(sparsity, factor.diagonal(), columns.shape[1])
     new, loss = sweep(columns, factor, rule, block_size)
@@ -69,7 +67,7 @@ def sparsegpt(
     if not bool(result.isfinite().all()):
         return _without(weight, statistics, sparsity, f"weights outside {weight.dtype} came out")
     notes = () if used == damp else (f"damp was raised from {damp:g} to {used:g}",)
-    report = LayerReport("sparsegpt", loss=loss, damp=used, dead=number, notes=notes)
+    report = LayerReport("sparsegpt", loss=loss, damp=used, dead=int(dead.sum()), notes=notes)
     return PrunedLinear(result, keep, report)
 
 

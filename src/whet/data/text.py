@@ -54,7 +54,7 @@ class TextWindows:
         if isinstance(text, str):
             raise InputError("text is a str: give a file as a Path, or a list of documents")
         self.length, self.batch_size, self.seed = length, batch_size, seed
-        self.tokens: Int[Tensor, " N"] = _tokenise(tokenizer, text)
+        self.tokens: Int[Tensor, " N"] = tokenise(tokenizer, text)
         total = len(self.tokens)
         apart = int(held_out * total)
         self.borders = (total - apart, total - apart + apart // 2, total)
@@ -98,21 +98,26 @@ class TextWindows:
         return self.tokens[starts[:, None] + torch.arange(self.length)].long()
 
 
-def _tokenise(tokenizer: Any, text: Path | Sequence[str]) -> Tensor:
+def tokenise(tokenizer: Any, text: Path | str | Sequence[str]) -> Tensor:
+    """Token ids [N] of a text (a UTF-8 file as a Path), or of documents, which an EOS token ends
+    where there is one. Nothing is put before a text. Errors: InputError as `read_text`.
+    """
     parts: list[np.ndarray[Any, np.dtype[np.int32]]] = []
 
     def add(ids: Sequence[int]) -> None:
         parts.append(np.asarray(ids, dtype=np.int32))
 
-    for document in [_read(text)] if isinstance(text, Path) else text:
+    whole = read_text(text) if isinstance(text, Path) else text
+    for document in [whole] if isinstance(whole, str) else whole:
         for piece in _pieces(document):
             add(tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"])
-        if not isinstance(text, Path) and tokenizer.eos_token_id is not None:
+        if not isinstance(whole, str) and tokenizer.eos_token_id is not None:
             add([tokenizer.eos_token_id])
     return torch.from_numpy(np.concatenate(parts or [np.empty(0, np.int32)]))
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A UTF-8 file. Errors: InputError where it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:

@@ -28,6 +28,7 @@ from whet.compress.calibrate.collect import (
     Watch,
     watch_experts,
     watch_inputs,
+    watch_nothing,
     watch_stream,
 )
 from whet.compress.calibrate.engine import (
@@ -64,5 +65,6 @@ __all__ = [
     "restore_block",
     "watch_experts",
     "watch_inputs",
+    "watch_nothing",
     "watch_stream",
 ]

@@ -106,7 +106,7 @@ def _capture(
     given = dict(batch)
     if "use_cache" in inspect.signature(model.forward).parameters:
         given["use_cache"] = False
-    with _replaced(modules, stand_in), torch.no_grad(), contextlib.suppress(_Done):
+    with replaced(modules, stand_in), torch.no_grad(), contextlib.suppress(_Done):
         model(**given)
     if len(calls) != len(modules):
         raise _OtherForm
@@ -151,7 +151,7 @@ def _map(value: Any, change: Callable[[Any], Any], kind: type = _Ref) -> Any:
 
 
 @contextlib.contextmanager
-def _replaced(modules: Sequence[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
+def replaced(modules: Sequence[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
     """Give the modules another forward pass, and theirs back afterwards."""
     own = [vars(module).get("forward") for module in modules]
     try:

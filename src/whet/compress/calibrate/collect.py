@@ -23,6 +23,7 @@ from whet.errors import InputError, OptionError
 from whet.models.roles import Block
 
 _FLOAT64 = 8
+_STRIP = 256
 
 
 @dataclass(frozen=True)
@@ -100,13 +101,18 @@ class _Sums:
         self.count += len(rows)
         if not len(rows):
             return torch.ones((), dtype=torch.bool, device=rows.device)
-        wide = rows.double()
         if self.gram:
-            self.values[3].addmm_(wide.t(), wide)
-        self.values[0] += wide.square().sum(0)
-        size = wide.abs()
-        self.values[1] += size.sum(0)
-        largest = size.amax(0)  # NaN where any is
+            wide = rows.double()
+            # The upper half, in strips, which `result` mirrors: two thirds of the work or less.
+            total, columns = self.values[3], wide.t()
+            for low in range(0, self.width, _STRIP):
+                strip = total[low : low + _STRIP, low:]
+                strip.addmm_(columns[low : low + _STRIP], wide[:, low:])
+        else:  # else they are on its diagonal
+            self.values[0] += rows.double().square().sum(0)
+        size = rows.abs()
+        self.values[1] += size.sum(0, dtype=torch.float64)
+        largest = size.amax(0).double()  # NaN where any is
         torch.maximum(self.values[2], largest, out=self.values[2])
         return largest.isfinite().all()
 
@@ -115,6 +121,10 @@ class _Sums:
             self.add(torch.zeros(0, self.width))
         assert self.values is not None
         square_sum, abs_sum, abs_max, *gram = self.values
+        for total in gram:
+            square_sum.copy_(total.diagonal())
+            for low in range(_STRIP, self.width, _STRIP):
+                total[low : low + _STRIP, :low] = total[:low, low : low + _STRIP].t()
         return InputStatistics(self.count, square_sum, abs_sum, abs_max, gram[0] if gram else None)
 
 
@@ -292,6 +302,11 @@ def watch_inputs(
         shared = found.get(first.get(name, name))
         found[name] = shared or InputCollector(width, gram=gram)
     return found | watch_experts(model, block, min_tokens=min_tokens)
+
+
+def watch_nothing(model: nn.Module, block: Block) -> dict[str, Collector]:
+    """For edits that look at weights alone."""
+    return {}
 
 
 def watch_experts(

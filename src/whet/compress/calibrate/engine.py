@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from whet._io import check_writable, claim_folder, write_json
 from whet.compress.calibrate.budget import fits
 from whet.compress.calibrate.capture import Captured, capture, counted_tokens, digest
-from whet.compress.calibrate.collect import Collector, Watch, watch_inputs
+from whet.compress.calibrate.collect import Collector, Watch, watch_inputs, watch_nothing
 from whet.compress.calibrate.passes import BlockRun, Feed, Phase, observe, run_edited
 from whet.compress.calibrate.source import (
     Checkpoint,
@@ -28,6 +28,7 @@ from whet.compress.calibrate.source import (
 )
 from whet.compress.calibrate.store import Store, read_tensors
 from whet.errors import CheckpointError, InputError, OptionError
+from whet.measure.memory import free_at_once, give_back
 from whet.models.roles import Block, blocks
 
 # In a folder of their own, which a checkpoint's other files do not meet when it is a source again.
@@ -85,7 +86,8 @@ def calibrate(
 ) -> Calibration:
     """Edit a model block by block, each from statistics of its inputs.
 
-    batches: arguments of the model's forward pass, `attention_mask` [B, T] with 0 at padding.
+    batches: arguments of the model's forward pass, `attention_mask` [B, T] with 0 at padding; none
+    for edits that look at weights alone (`watch_nothing`).
     edit: changes a block and may give a report (JSON). It must not change how many blocks there
     are, nor anything outside its block that earlier blocks read.
     propagate_error: whether a block sees what the edited blocks before it give, or what the
@@ -99,7 +101,7 @@ def calibrate(
     max_memory: bytes for a streamed block, statistics and activations; over it activations go to
     files in `folder`. What modules and the edit need for their own work is not counted.
     device: where blocks are run and edited; by default where they are, or the CPU.
-    restore: gives a finished block its edited tensors when a run without a source goes on.
+    restore: gives a finished block its edited tensors when a run goes on.
 
     Errors: OptionError for a model of no known family, too little `max_memory`, or options that
     do not go together; InputError for batches that cannot be used, or too little room on the
@@ -152,23 +154,11 @@ class _Run:
         self.checkpoint = (
             None if self.source is None else Checkpoint(self.source, self.model, dtype=self.dtype)
         )
+        if self.checkpoint is not None:
+            free_at_once()
         self.place = self._place()
         finished, reports = self._claim()
-        number = next((n for n, mask in enumerate(self.masks) if mask is not None), 0)
-        with self._outside():
-            sample = self._capture(number)
-        self.keep = fits(
-            self.model,
-            self.parts,
-            self.watch,
-            batches=self.batches,
-            sample=(number, sample),
-            checkpoint=self.checkpoint,
-            generations=1 if self.propagate else 2,
-            max_memory=self.max_memory,
-            folder=self.folder,
-        )
-        del sample
+        self.keep = not len(self.batches) or self._fits()
         feed = self._prepare(finished)
         for index in range(finished, len(self.parts)):
             reports.append(self._block(index, feed))
@@ -180,8 +170,24 @@ class _Run:
 
     # --- before the first block
 
+    def _fits(self) -> bool:
+        number = next((n for n, mask in enumerate(self.masks) if mask is not None), 0)
+        with self._outside():
+            sample = self._capture(number)
+        return fits(
+            self.model,
+            self.parts,
+            self.watch,
+            batches=self.batches,
+            sample=(number, sample),
+            checkpoint=self.checkpoint,
+            generations=1 if self.propagate else 2,
+            max_memory=self.max_memory,
+            folder=self.folder,
+        )
+
     def _check_options(self) -> None:
-        if not len(self.batches):
+        if not len(self.batches) and self.watch is not watch_nothing:
             raise InputError("no batches were given: calibration needs at least one")
         for number, batch in enumerate(self.batches):
             if not any(isinstance(value, Tensor) for value in batch.values()):
@@ -267,12 +273,21 @@ class _Run:
             for number in range(len(self.batches)):
                 feed.add(self._capture(number), stream=not finished)
                 self._tell(0, "capture", number + 1)
-        for block in self.parts[:finished] if self.checkpoint is None else []:
-            module = self.model.get_submodule(block.name)
-            device = next(module.parameters()).device
-            tensors = read_tensors(self._shard(block.index))
-            self.restore(module, block, {name: t.to(device) for name, t in tensors.items()})
+        for block in self.parts[:finished]:
+            self._give_back(block)
         return feed
+
+    def _give_back(self, block: Block) -> None:
+        """Make a finished block what its edit made it; a streamed one is only that in shape."""
+        if self.checkpoint is not None and self.restore is restore_block:
+            return  # which has the shapes it had
+        module = self.model.get_submodule(block.name)
+        streamed = self.checkpoint is not None
+        device = self.place if streamed else next(module.parameters()).device
+        tensors = read_tensors(self._shard(block.index))
+        self.restore(module, block, {name: t.to(device) for name, t in tensors.items()})
+        if streamed:
+            drop(self.model.get_submodule(block.name))
 
     # --- one block
 
@@ -289,6 +304,8 @@ class _Run:
             keep_output=not self.propagate and not last,
             tell=self._tell,
         )
+        if self.checkpoint is not None:
+            give_back()  # what the passes freed in the middle of the heap, and then the edit
         report = {"block": block.name, **_summaries(collectors)}
         results = {id(collector): collector.result() for collector in collectors.values()}
         found = BlockRun(
@@ -300,6 +317,8 @@ class _Run:
         )
         report = _plain(report | dict(self.edit(found) or {}), index)
         del found, results, collectors  # the sums, before the second pass
+        if self.checkpoint is not None:
+            give_back()
         self._tell(index, "edit", 1, 1)
         if len(blocks(self.model)) != len(self.parts):
             raise OptionError(

@@ -26,6 +26,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from whet._io import atomic_path, write_json
 from whet.compress.calibrate.store import write_tensors
 from whet.errors import CheckpointError, OptionError
+from whet.layers.packed_linear import quantization_config_of
 from whet.models.loading import read_config, read_shards
 from whet.models.roles import Block
 
@@ -186,7 +187,7 @@ class Checkpoint:
         """Write what lies outside the blocks, the index and the other files beside the shards.
 
         With them `out` is a checkpoint that loads like any other, where the configuration says
-        what the edits did to shapes.
+        what the edits did to shapes; of packed weights it does.
         """
         places: dict[str, str] = {}
         for path in shards:
@@ -207,6 +208,9 @@ class Checkpoint:
                     shutil.copyfile(path, temporary)
         config = copy.deepcopy(self._model.config)
         config.dtype = self.dtype or config.dtype
+        packed = quantization_config_of(self._model)
+        if packed is not None:
+            config.quantization_config = packed
         config.save_pretrained(out)
         write_json(out / _INDEX, {"metadata": {"total_size": total}, "weight_map": places})
 

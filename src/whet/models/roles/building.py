@@ -207,7 +207,9 @@ def _residual(view: View, parts: list[Block]) -> Axis:
     if view.head in view.modules:
         roles += _roles(view, [view.head], "read", norm=final)
     for block in parts:  # none but in a rotated model
-        roles += _roles(view, [join(block.name, skip) for skip in (ATTENTION_SKIP, MLP_SKIP)], "read")
+        roles += _roles(
+            view, [join(block.name, skip) for skip in (ATTENTION_SKIP, MLP_SKIP)], "read"
+        )
     found = _once(roles)
     if any(join(block.name, ATTENTION_SKIP) in view.modules for block in parts):
         return Axis("residual", None, units, found, uncuttable=_ROTATED, unrotatable=_ROTATED)
