@@ -20,6 +20,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from whet import catalogue
+from whet.compress.method import Compression
 from whet.measure.record import Record, load
 from whet.report import words
 from whet.report.pages import frontier_of
@@ -47,6 +48,8 @@ def page(method: catalogue.Method) -> str:
         lines += _tasks(method)
     if "train" in method.parts:
         lines += _training(method)
+    if "compress" in method.parts:
+        lines += _compression(method)
     lines += ["## Notes", "", inspect.cleandoc(module.__doc__ or ""), ""]
     lines += _evidence(method)
     assert module.__file__ is not None
@@ -57,11 +60,6 @@ def page(method: catalogue.Method) -> str:
 
 def _decoder(method: catalogue.Method) -> list[str]:
     options = catalogue.resolve(method.id, "decode")
-    hints = typing.get_type_hints(options)
-    rows = [
-        f"| `{f.name}` | {_type(hints[f.name])} | `{f.default!r}` |"
-        for f in dataclasses.fields(options)
-    ]
     return [
         "## Use",
         "",
@@ -73,17 +71,51 @@ def _decoder(method: catalogue.Method) -> list[str]:
         *_call(method),
         "```",
         "",
+        *_options(options),
+    ]
+
+
+def _options(options: Any) -> list[str]:
+    """A dataclass of options as a table, and what its docstrings say about them."""
+    hints = typing.get_type_hints(options)
+    rows = [
+        f"| `{f.name}` | {_type(hints[f.name])} | {_default(f)} |"
+        for f in dataclasses.fields(options)
+    ]
+    return [
         "## Options",
         "",
-        "| option | type | default |",
-        "|---|---|---|",
-        *rows,
-        "",
+        *(["| option | type | default |", "|---|---|---|", *rows, ""] if rows else []),
         *(
             inspect.cleandoc(c.__doc__ or "") + "\n"
             for c in inspect.getmro(options)
-            if c.__module__.startswith("whet.dlm") and c.__doc__
+            if c.__module__.startswith("whet.") and c.__doc__ and c is not Compression
         ),
+    ]
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    if field.default is not dataclasses.MISSING:
+        return f"`{field.default!r}`"
+    factory = field.default_factory
+    return "needed" if factory is dataclasses.MISSING else f"`{factory()!r}`"
+
+
+def _compression(method: catalogue.Method) -> list[str]:
+    options = catalogue.resolve(method.id, "compress")
+    out = f"runs/{method.id}"
+    return [
+        "## Use",
+        "",
+        "```console",
+        f"whet compress tiny-ar --step {method.id} --data tasks:scratchpad --out {out}",
+        "```",
+        "",
+        f"A step of the stage `{options.stage}`"
+        + (", from calibration data" if options.calibrates else ", without calibration data")
+        + (", also a block at a time (`--max-memory`)." if options.streams else "."),
+        "",
+        *_options(options),
     ]
 
 

@@ -35,6 +35,18 @@ def test_a_written_file_has_ordinary_permissions(tmp_path):
     assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == 0o644
 
 
+def test_files_of_a_folder_can_be_read_by_whoever_may_list_it(tmp_path):
+    old = os.umask(0o022)
+    try:
+        with _io.atomic_path(tmp_path / "x") as temporary:
+            temporary.mkdir()
+            (temporary / "weights").write_text("1")
+            (temporary / "weights").chmod(0o600)
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((tmp_path / "x" / "weights").stat().st_mode) == 0o644
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_a_failure_leaves_the_old_file(tmp_path, error):
     target = tmp_path / "x.txt"

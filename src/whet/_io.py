@@ -38,6 +38,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary.unlink()
     try:
         yield temporary
+        _let_read(temporary)
         if temporary.is_dir() and target.is_dir():
             _swap_folders(temporary, target)
         else:
@@ -49,6 +50,14 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def _let_read(path: Path) -> None:
+    """Files in a folder can be read by whoever may list it: safetensors writes for the owner."""
+    if path.is_dir():
+        others = path.stat().st_mode & 0o044
+        for file in filter(Path.is_file, path.rglob("*")):
+            file.chmod(file.stat().st_mode | others)
 
 
 def _swap_folders(new: Path, old: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 from whet import catalogue
 from whet.measure.record import load
 
-VERBS = ["generate", "train", "evaluate", "benchmark", "reproduce", "methods", "report", "doctor"]
+VERBS = ["generate", "compress", "train", "evaluate", "benchmark", "reproduce", "methods", "report"]
+VERBS += ["doctor"]
 
 
 @pytest.mark.parametrize("verb", VERBS)

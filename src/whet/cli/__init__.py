@@ -22,6 +22,7 @@ app = App(
 for _verb, _help in (
     ("methods", "The catalogue: every method, its paper, what it applies to, its evidence."),
     ("generate", "Text from any LM; diffusion LMs with any decoder."),
+    ("compress", "Factorize, prune, quantize: methods in a chain, and what they cost."),
     ("train", "Train a model from a recipe."),
     ("data", "Build training data: trajectories, reasoning paths."),
     ("evaluate", "Accuracy on fresh problems with verified answers; perplexity."),

@@ -95,7 +95,7 @@ def generate_texts(
 
 def fill_regions(
     denoiser: Denoiser,
-    prompts: Sequence[Int[Tensor, " T"]],
+    prompts: Sequence[Int[Tensor, " _"]],
     region: Int[Tensor, " G"],
     *,
     options: DecodeOptions,

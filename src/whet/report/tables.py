@@ -40,7 +40,7 @@ def arms_table(record: Record) -> Table:
 def sweep_table(record: Record, sets: Mapping[str, Sequence[str]]) -> Table:
     """One line per arm: its first metric and the costs in `sets` (cost -> names of arms that no
     other beats by it), with a star where it is in the set."""
-    table = _table(f"{record.title or record.method} (★ nothing else is as accurate for less)")
+    table = new_table(f"{record.title or record.method} (★ nothing else is as accurate for less)")
     quality = [n for n in words.metric_names(record.arms) if n not in sets][:1]
     for name in ("arm", *map(words.heading, quality), *map(words.heading, sets)):
         table.add_column(name, overflow="fold", justify="left" if name == "arm" else "right")
@@ -74,7 +74,7 @@ def breakdown_tables(record: Record, *, without: Sequence[str] = ()) -> list[Tab
 
 
 def _arms_by_parts(record: Record, metric: str, names: Sequence[str]) -> Table:
-    table = _table(words.parts_heading(metric))
+    table = new_table(words.parts_heading(metric))
     table.add_column("arm", overflow="fold")
     for name in names:
         table.add_column(name.partition("/")[2], justify="right", overflow="fold")
@@ -87,7 +87,7 @@ def _arms_by_parts(record: Record, metric: str, names: Sequence[str]) -> Table:
 def _parts_by_arms(
     record: Record, metric: str, names: Sequence[str], word: Callable[[Metric], str]
 ) -> Table:
-    table = _table(words.parts_heading(metric))
+    table = new_table(words.parts_heading(metric))
     table.add_column("part", overflow="fold")
     for arm in record.arms:
         table.add_column(arm.name, justify="right", overflow="fold")
@@ -99,7 +99,7 @@ def _parts_by_arms(
 
 def comparisons_table(record: Record) -> Table:
     """Every paired comparison of a record; an interval with no difference in it is said so."""
-    table = _table("Paired comparisons")
+    table = new_table("Paired comparisons")
     for name in ("compared", "difference", "test", "so"):
         table.add_column(name, overflow="fold")
     for made in record.comparisons:
@@ -117,7 +117,7 @@ def comparisons_table(record: Record) -> Table:
 
 def pairs_table(pairs: Sequence[Pair]) -> Table:
     """Arms of different records on the items they share."""
-    table = _table("Records compared on shared items")
+    table = new_table("Records compared on shared items")
     for name in ("a", "b", "items", "b − a", "p", "agree", "so"):
         table.add_column(name, overflow="fold")
     for pair in pairs:
@@ -137,7 +137,7 @@ def pairs_table(pairs: Sequence[Pair]) -> Table:
 def claims_table(record: Record) -> Table:
     """Every claim: what was measured, against which target, and whether it holds, in words."""
     heading = words.VERDICTS[record.verdict] if record.verdict else "no verdict"
-    table = _table(f"Claims: {heading}")
+    table = new_table(f"Claims: {heading}")
     for name in ("claim", "measured", "value", "target", "result"):
         table.add_column(name, overflow="fold", no_wrap=name == "result")
     for claim in record.claims:
@@ -169,7 +169,7 @@ def show(
         sys.stdout.write(text + "\n")
         return
     headings = dict(columns) if isinstance(columns, Mapping) else {name: name for name in columns}
-    table = _table(title)
+    table = new_table(title)
     for key, heading in headings.items():
         numeric = all(isinstance(row.get(key), (int, float, type(None))) for row in rows)
         table.add_column(heading, overflow="fold", justify="right" if rows and numeric else "left")
@@ -184,7 +184,8 @@ def print_table(table: Table) -> None:
     Console(file=sys.stdout, width=min(WIDTH, columns)).print(table)
 
 
-def _table(title: str) -> Table:
+def new_table(title: str) -> Table:
+    """An empty table as all of ours look."""
     return Table(
         title=_text(title),
         title_justify="left",
@@ -213,7 +214,7 @@ def _cell(value: Any) -> str:
 
 def _wide(record: Record, title: str, intervals: int | None) -> Table:
     """intervals: how many metrics show theirs, None = all."""
-    table = _table(title)
+    table = new_table(title)
     table.add_column("arm", overflow="fold")
     metrics = words.metric_names(record.arms)
     # A total of what stands there per item already is left to the page.
@@ -231,7 +232,7 @@ def _wide(record: Record, title: str, intervals: int | None) -> Table:
 
 
 def _stacked(record: Record, title: str) -> Table:
-    table = _table(title)
+    table = new_table(title)
     table.show_lines = True
     for name in ("arm", "metrics", "cost"):
         table.add_column(name, overflow="fold")
