@@ -64,6 +64,12 @@ def _decoder(
     )
 
 
+def _compressor(name: str, part: str, title: str, arxiv: str | None, summary: str) -> Method:
+    """A baseline of compression: the options of a step at `baselines.{part}`."""
+    parts = {"compress": f"whet.compress.baselines.{part}"}
+    return Method(id=name, kind="baseline", title=title, arxiv=arxiv, summary=summary, parts=parts)
+
+
 _ROWS: tuple[Method, ...] = (
     Method(
         id="low-confidence",
@@ -333,6 +339,115 @@ _ROWS: tuple[Method, ...] = (
         summary="Train an autoregressive LM by cross-entropy on the response.",
         parts={"train": "whet.ar.causal:CausalTraining"},
         applies_to=("llama",),
+    ),
+    Method(
+        id="layer-pruning",
+        kind="system",
+        title="Layer pruning",
+        arxiv="2602.01997",
+        summary="Drop whole blocks, chosen by one of nine criteria; the result is a stock model.",
+        parts={
+            "compress": "whet.compress.layer_pruning:LayerPruning",
+            "reproduce": "whet.reproduce.layer_pruning:LAYER_PRUNING",
+        },
+    ),
+    Method(
+        id="slicegpt",
+        kind="system",
+        title="SliceGPT",
+        arxiv="2401.15024",
+        summary="Rotate the residual stream to its principal directions and slice off the small.",
+        parts={
+            "compress": "whet.compress.slicegpt:SliceGPT",
+            "reproduce": "whet.reproduce.slicegpt:SLICEGPT",
+        },
+    ),
+    Method(
+        id="shortgpt",
+        kind="baseline",
+        title="ShortGPT",
+        arxiv="2403.03853",
+        summary="Drop the blocks that turn the stream least, in one shot.",
+        parts={"compress": "whet.compress.layer_pruning:ShortGPT"},
+    ),
+    Method(
+        id="heal",
+        kind="baseline",
+        title="Healing",
+        arxiv="2602.01997",
+        summary="Fine-tune what is left on the original's own answers, on known ones or on text.",
+        parts={"compress": "whet.compress.heal:Heal"},
+        needs=("lora", "data"),
+    ),
+    _compressor(
+        "magnitude",
+        "pruning:Magnitude",
+        "Magnitude pruning",
+        "1506.02626",
+        "The smallest weights become 0, a share of each layer or 2 of every 4.",
+    ),
+    _compressor(
+        "wanda",
+        "pruning:Wanda",
+        "Wanda",
+        "2306.11695",
+        "Weights become 0 by their size times the norm of their input; OWL's shares by block.",
+    ),
+    _compressor(
+        "sparsegpt",
+        "pruning:SparseGPT",
+        "SparseGPT",
+        "2301.00774",
+        "Weights become 0, and those that stay make up for them.",
+    ),
+    _compressor(
+        "rtn",
+        "quantizing:RTN",
+        "Round to nearest",
+        None,
+        "Every weight to the nearest number of its grid, without data.",
+    ),
+    _compressor(
+        "gptq",
+        "quantizing:GPTQ",
+        "GPTQ",
+        "2210.17323",
+        "Rounded column by column; weights not yet rounded make up for the errors.",
+    ),
+    _compressor(
+        "awq",
+        "scaling:AWQ",
+        "AWQ",
+        "2306.00978",
+        "Scales, found by search, that spare the weights of strong inputs.",
+    ),
+    _compressor(
+        "smoothquant",
+        "scaling:SmoothQuant",
+        "SmoothQuant",
+        "2211.10438",
+        "8-bit weights and activations; part of the activations' range goes into the weights.",
+    ),
+    _compressor(
+        "svd",
+        "factoring:SVD",
+        "Truncated singular values",
+        None,
+        "Every layer becomes two thin ones: the nearest weight of that rank.",
+    ),
+    _compressor(
+        "asvd",
+        "factoring:ASVD",
+        "ASVD",
+        "2312.05821",
+        "Low rank, where errors count by the strength of their input channel.",
+    ),
+    _compressor(
+        "svd-llm",
+        "factoring:SVDLLM",
+        "SVD-LLM",
+        "2403.07378",
+        "Low rank, with the least error of the outputs on the calibration tokens.",
     ),
 )
 

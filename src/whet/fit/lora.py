@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from whet.errors import OptionError
 
@@ -40,7 +41,10 @@ def lora_targets(model: nn.Module, targets: Literal["all-linear"] | list[str]) -
     Errors: OptionError for an empty list or an ending that no linear layer has.
     """
     head = _output_names(model)
-    linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n not in head]
+    kinds_of_layer = (nn.Linear, Conv1D)  # GPT-2's linear layers are of the second kind
+    linear = [
+        n for n, m in model.named_modules() if isinstance(m, kinds_of_layer) and n not in head
+    ]
     if targets == "all-linear":
         return linear
     if not targets:
@@ -65,11 +69,16 @@ def add_lora(model: Any, settings: LoraSettings) -> Any:
         from peft import LoraConfig, get_peft_model
     except ImportError:
         raise OptionError("LoRA needs the extra whet[lora]") from None
+    targets = lora_targets(model, settings.targets)
+    transposed = {isinstance(model.get_submodule(name), Conv1D) for name in targets}
+    if len(transposed) > 1:
+        raise OptionError("targets: linear layers stored in two ways need a LoRA each")
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=lora_targets(model, settings.targets),
+        target_modules=targets,
+        fan_in_fan_out=transposed.pop(),
     )
     return get_peft_model(model, config)
 

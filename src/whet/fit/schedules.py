@@ -18,3 +18,8 @@ def warmup_cosine(steps: int, warmup: int, floor: float = 0.0) -> Schedule:
         return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
 
     return factor
+
+
+def warmup_constant(warmup: int) -> Schedule:
+    """Linear to 1 over `warmup` steps, then 1."""
+    return lambda step: min(1.0, (step + 1) / warmup) if warmup else 1.0

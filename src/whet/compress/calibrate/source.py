@@ -27,6 +27,7 @@ from whet._io import atomic_path, write_json
 from whet.compress.calibrate.store import write_tensors
 from whet.errors import CheckpointError, OptionError
 from whet.layers.packed_linear import quantization_config_of
+from whet.measure.memory import free_at_once
 from whet.models.loading import read_config, read_shards
 from whet.models.roles import Block
 
@@ -47,6 +48,7 @@ def empty_model(model_class: Any, config: Any) -> Any:
             return None
         return nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
 
+    free_at_once()  # every parameter is real for a moment
     handle = register_module_parameter_registration_hook(to_meta)
     try:
         return model_class(config).eval()
