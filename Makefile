@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP) ## Watch a small diffusion LM solve fresh problems five ways; table and page.
 	$(BIN)/whet benchmark decode --model tiny-dlm --n 210 --watch 2 \
-	  --decoders greedy threshold pbs soar dparallel:model=tiny-dlm-dparallel,entropy_threshold=0.05 \
+	  --decoders greedy threshold pbs soar dparallel:model=tiny-dlm-dparallel,entropy_threshold=0.1 \
 	  --out runs/demo --name demo
 
 test: lint types contracts unit ## Lint, types, import contracts and tests.
