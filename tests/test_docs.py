@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import whet
 from whet import catalogue
+from whet.compress.method import Job
+from whet.errors import OptionError
 from whet.measure.record import load
 
 ROOT = Path(__file__).parents[1]
@@ -37,6 +40,20 @@ def test_the_contributing_guides_decoder_works(tiny_llada, monkeypatch):
         torch.tensor([[3, 4, 5]]), custom_generate=module.top_k, k=4, max_new_tokens=8
     )
     assert out.shape == (1, 11)
+
+
+def test_the_contributing_guides_compression_works(monkeypatch):
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    [block] = [b for b in re.findall(r"```python\n(.*?)```", text, re.S) if "Compression)" in b]
+    module = types.ModuleType("contributing_compression")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(compile(block, "CONTRIBUTING.md", "exec"), module.__dict__)
+    model, _ = whet.load("tiny-ar")
+    module.RandomPruning(sparsity=0.25).apply(Job(model=model, batches=()))
+    weight = model.model.layers[1].mlp.up_proj.weight
+    assert 0.2 < float((weight == 0).float().mean()) < 0.3
+    with pytest.raises(OptionError, match="sparsity=2 must be"):
+        module.RandomPruning(sparsity=2).check(model)
 
 
 def test_generated_docs_are_up_to_date():
