@@ -36,6 +36,7 @@ SETTINGS = {
         "magnitude": Magnitude(),
         "magnitude by row": Magnitude(scope="row"),
         "wanda": Wanda(),
+        "wanda by layer": Wanda(scope="layer"),
         "sparsegpt": SparseGPT(),
     },
     "2:4": {
@@ -54,7 +55,13 @@ SETTINGS = {
         "awq": AWQ(bits=3, group_size=GROUP),
     },
 }
-ORDER = (("sparsegpt", "wanda"), ("wanda", "magnitude"), ("gptq", "rtn"))
+ORDER = (
+    ("sparsegpt", "wanda"),
+    ("wanda", "magnitude"),
+    ("wanda", "magnitude by row"),
+    ("wanda by layer", "magnitude"),
+    ("gptq", "rtn"),
+)
 
 
 def nats_of(model, tokenizer, solved):
@@ -127,7 +134,7 @@ def main():
     claims, comparisons = [], []
     for setting in SETTINGS:
         for a, b in ORDER:
-            if (setting, a) not in nats:
+            if (setting, a) not in nats or (setting, b) not in nats:
                 continue
             # What needs no data is the same for every draw.
             others = nats[setting, b] * (len(SEEDS) if len(nats[setting, b]) == 1 else 1)
