@@ -196,20 +196,22 @@ def test_half_precision_is_checked_as_it_is_stored(smaller, tmp_path):
     ).dtype == (torch.float16)
 
 
-def test_masked_diffusion_models_decode_after_a_cut(tmp_path):
+def text_of(model, tokenizer):
     from whet.dlm.low_confidence import LowConfidence
     from whet.dlm.texts import generate_texts
 
+    options = LowConfidence()
+    [found] = generate_texts(model, tokenizer, ["sort 312="], options=options, gen_length=8)
+    return found.text
+
+
+def test_masked_diffusion_models_decode_after_a_cut(tmp_path):
     model, tokenizer = load("tiny-dlm", dtype=torch.float32)
     keep(model, axes(model, "ffn")[0], range(axes(model, "ffn")[0].units - 8))
     saved = save_model(model, tokenizer, tmp_path / "m")
     assert (saved.model_type, saved.difference) == ("whet_llada", 0.0)
     again, words = whet.load(tmp_path / "m")
-    texts = [
-        next(iter(generate_texts(m, t, ["sort 312="], options=LowConfidence(), gen_length=8))).text
-        for m, t in ((model, tokenizer), (again, words))
-    ]
-    assert texts[0] == texts[1]
+    assert text_of(again, words) == text_of(model, tokenizer)
 
 
 def test_a_diffusion_transformer_with_edits_loads_as_a_class_of_its_own(tmp_path):
@@ -232,6 +234,23 @@ def test_a_diffusion_transformer_with_edits_loads_as_a_class_of_its_own(tmp_path
     pickle.loads(pickle.dumps(found))
     half = save_model(found, None, tmp_path / "half", dtype=torch.float16)
     assert half.difference == 0
+
+
+def test_packed_masked_diffusion_models_load_too(tmp_path):
+    from whet.layers.packed_linear import PackedLinear
+    from whet.layers.quantizer import Grid, quantize_nearest
+    from whet.models.edits import set_submodule
+
+    model, tokenizer = load("tiny-dlm", dtype=torch.float32)
+    grid = Grid(4, granularity="group", group_size=32)
+    for name in (blocks(model)[0].attention.output, blocks(model)[1].mlp.output):
+        linear = model.get_submodule(name)
+        packed = PackedLinear.of(linear, quantize_nearest(linear.weight.detach(), grid))
+        set_submodule(model, name, packed)
+    saved = save_model(model, tokenizer, tmp_path / "m")
+    assert (saved.model_type, saved.packed, saved.difference) == ("llada", True, 0.0)
+    again, words = whet.load(tmp_path / "m")
+    assert text_of(again, words) == text_of(model, tokenizer)
 
 
 # --- bad input ----------------------------------------------------------------------------------

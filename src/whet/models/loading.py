@@ -38,7 +38,8 @@ def load_checkpoint(
     model_class, config = read_config(directory)
     named = config.model_type in TRAITS  # elsewhere transformers may convert names when it loads
     found, stored = read_shards(directory)
-    if named:
+    packed = getattr(config, "quantization_config", None) is not None
+    if named and not packed:  # packed weights have other names
         verify_files(directory, model_class, config, found)
     if dtype == "auto" and torch.device(device).type == "cpu" and stored == torch.float16:
         dtype = torch.float32
@@ -82,7 +83,11 @@ def load_checkpoint(
     # and its end-of-turn token through the model.
     tokenizer.padding_side = "left"
     model.tokenizer = tokenizer
-    return model.to(device).eval(), tokenizer
+    model.to(device).eval()
+    if named and packed:  # unpacked on the model's first call, and decoders call its parts
+        with torch.no_grad():
+            model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device))
+    return model, tokenizer
 
 
 def resolve_directory(source: str | Path) -> Path:
