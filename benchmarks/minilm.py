@@ -11,15 +11,12 @@ so.
 
 import argparse
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 
 from _record import finish
 from whet.compress.chain import parse_chain, step_text
-from whet.compress.method import Compression
 from whet.compress.plan import Calibrating
 from whet.compress.quality import SimilarityQuality
 from whet.compress.report import disk_bytes
@@ -30,7 +27,6 @@ from whet.errors import OptionError
 from whet.evaluate.sts import spearman_difference
 from whet.measure.clock import alternate, paired_ratio
 from whet.measure.record import Arm, Metric, claim, new_record
-from whet.models.roles import axes, keep, magnitudes
 
 PUBLISHED = 0.8539
 CHAINS = {
@@ -50,7 +46,7 @@ CHAINS = {
     "svd 75 %": ["svd:keep=0.75"],
     "svd-llm 75 %": ["svd-llm:keep=0.75"],
     "5 of 6 blocks": ["shortgpt:n=1"],
-    "75 % of inner channels": [],
+    "75 % of inner channels": ["channels:keep=0.75"],
     "5 of 6 blocks, gptq W4 g32": ["shortgpt:n=1", "gptq:bits=4,group_size=32"],
     "slicegpt": ["slicegpt:sparsity=0.25"],
 }
@@ -63,29 +59,6 @@ ORDERS = (
     ("gptq W4 g32", "rtn W4 g32"),
     ("svd-llm 75 %", "svd 75 %"),
 )
-
-
-@dataclass(frozen=True)
-class Channels(Compression):
-    """Keeps the inner channels of every MLP whose weights are largest."""
-
-    stage: ClassVar = "width"
-    id: ClassVar = "channels"
-    calibrates: ClassVar = False
-    share: float = 0.75
-
-    def check(self, model):
-        axes(model, "ffn")
-
-    def shape(self, model):
-        for axis in axes(model, "ffn"):
-            keep(model, axis, range(int(axis.units * self.share)))
-
-    def apply(self, job):
-        for axis in axes(job.model, "ffn"):
-            best = magnitudes(job.model, axis).topk(int(axis.units * self.share))
-            keep(job.model, axis, best.indices.sort().values)
-        return {}
 
 
 def unscored(folder):
@@ -127,7 +100,7 @@ def main():
     print(f"dense: {found['dense'].metrics['spearman'].value:.4f}", flush=True)
     refused = []
     for name in arguments.only:
-        chain = parse_chain(CHAINS[name]) if CHAINS[name] else (Channels(),)
+        chain = parse_chain(CHAINS[name])
         with tempfile.TemporaryDirectory() as place:
             out = Path(place) / "out"
             try:

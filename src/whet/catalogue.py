@@ -380,6 +380,13 @@ _ROWS: tuple[Method, ...] = (
         needs=("lora", "data"),
     ),
     _compressor(
+        "channels",
+        "width:Channels",
+        "Channel pruning by magnitude",
+        None,
+        "Every MLP keeps the inner channels of largest weights; a stock model stays.",
+    ),
+    _compressor(
         "magnitude",
         "pruning:Magnitude",
         "Magnitude pruning",

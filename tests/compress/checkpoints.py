@@ -8,7 +8,7 @@ from torch import nn
 from transformers import BertConfig, BertModel, BertTokenizerFast, LlamaConfig, LlamaForCausalLM
 
 from whet.compress.method import Compression
-from whet.models.roles import axes, blocks, keep, magnitudes
+from whet.models.roles import blocks
 from whet.zoo.tokenizer import character_tokenizer
 
 WORDS = ["sudoku", "queens", "brackets", "ladder", "colouring", "permutation", "sort"]
@@ -55,29 +55,6 @@ def bert(folder):
     BertModel(config).save_pretrained(folder)
     BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
     return folder
-
-
-@dataclass(frozen=True)
-class CutFfn(Compression):
-    """Keeps a share of the inner channels of every MLP, without data."""
-
-    stage: ClassVar = "width"
-    id: ClassVar = "cut-ffn"
-    calibrates: ClassVar = False
-    share: float = 0.5
-
-    def check(self, model):
-        axes(model, "ffn")
-
-    def shape(self, model):
-        for axis in axes(model, "ffn"):
-            keep(model, axis, range(int(axis.units * self.share)))
-
-    def apply(self, job):
-        for axis in axes(job.model, "ffn"):
-            best = magnitudes(job.model, axis).topk(int(axis.units * self.share))
-            keep(job.model, axis, best.indices.sort().values)
-        return {"notes": ["channels were cut"]}
 
 
 @dataclass(frozen=True)

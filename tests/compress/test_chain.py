@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 import whet
-from tests.compress.checkpoints import Break, CutFfn, Scale, bert, llama
+from tests.compress.checkpoints import Break, Scale, bert, llama
 from whet import catalogue
 from whet.compress import run as running
+from whet.compress.baselines.width import Channels
 from whet.compress.chain import parse_chain, parse_step, read_recipe, recipes, step_text
 from whet.compress.plan import Calibrating, plan, work_folder
 from whet.compress.run import finished, run
@@ -35,9 +36,9 @@ def target(checkpoint):
 @pytest.fixture
 def ours(monkeypatch):
     """The methods of these tests in the catalogue."""
-    known = {"cut-ffn": CutFfn, "scale": Scale}
+    known = {"channels": Channels, "scale": Scale}
     row = functools.partial(catalogue.Method, kind="baseline", summary="")
-    rows = {n: row(id=n, parts={"compress": f"tests.compress.checkpoints:{c.__name__}"})
+    rows = {n: row(id=n, parts={"compress": f"{c.__module__}:{c.__name__}"})
             for n, c in known.items()}  # fmt: skip
     monkeypatch.setattr(catalogue, "methods", lambda: rows)
     return known
@@ -66,13 +67,13 @@ def test_steps_are_read_from_text_and_from_mappings(ours):
     assert parse_step("scale:factor=0.25") == Scale(0.25)
     assert parse_step({"scale": {"factor": 0.25}}) == Scale(0.25)
     assert parse_step({"scale": None}) == parse_step("scale") == Scale()
-    assert parse_chain(["cut-ffn:share=0.75", "scale"]) == (CutFfn(0.75), Scale())
+    assert parse_chain(["channels:keep=0.75", "scale"]) == (Channels(0.75), Scale())
 
 
 def test_a_step_is_written_with_the_options_that_were_changed(ours):
     assert step_text(Scale()) == "scale"
     assert step_text(Scale(0.25)) == "scale:factor=0.25"
-    assert parse_step(step_text(CutFfn(0.1))) == CutFfn(0.1)
+    assert parse_step(step_text(Channels(0.1))) == Channels(0.1)
 
 
 @pytest.mark.parametrize(
@@ -84,8 +85,8 @@ def test_a_step_is_written_with_the_options_that_were_changed(ours):
         (["scale:factor=much"], "factor='much' must be a number"),
         ([{"scale": {"factor": "much"}}], "factor='much' must be a number"),
         (["scale@fast"], "no suites"),
-        ([{"scale": {}, "cut-ffn": {}}], "one method and its options"),
-        (["scale", "cut-ffn"], "cut-ffn .width. comes after scale .transform."),
+        ([{"scale": {}, "channels": {}}], "one method and its options"),
+        (["scale", "channels"], "channels .width. comes after scale .transform."),
     ],
 )
 def test_chains_that_cannot_be_say_why(ours, steps, why):
@@ -95,9 +96,9 @@ def test_chains_that_cannot_be_say_why(ours, steps, why):
 
 def test_recipes_are_read_strictly(ours, tmp_path):
     path = tmp_path / "r.yaml"
-    path.write_text("steps:\n  - cut-ffn: {share: 0.75}\n  - scale\ndata: tasks:sudoku\ncount: 9\n")
+    path.write_text("steps:\n  - channels: {keep: 0.75}\n  - scale\ndata: tasks:sudoku\ncount: 9\n")
     read = read_recipe(str(path))
-    assert read.chain() == (CutFfn(0.75), Scale())
+    assert read.chain() == (Channels(0.75), Scale())
     assert (read.data, read.count, read.length, read.seed) == ("tasks:sudoku", 9, None, 0)
     for text, why in (
         ("steps: [scale]\ncont: 3\n", "unknown key 'cont': did you mean 'count'"),
@@ -105,7 +106,7 @@ def test_recipes_are_read_strictly(ours, tmp_path):
         ("steps: []\n", "steps"),
         ("data: x\n", "steps: Field required"),
         ("steps: [", "not YAML"),
-        ("steps: [scale, cut-ffn]\n", "comes after"),
+        ("steps: [scale, channels]\n", "comes after"),
     ):
         path.write_text(text)
         with pytest.raises(InputError, match=why):
@@ -121,7 +122,7 @@ def test_the_recipes_of_the_package_can_be_read():
 
 
 def test_a_plan_says_the_sizes_that_the_result_has(target, tmp_path, unverified):
-    chain = (CutFfn(0.5), Scale())
+    chain = (Channels(0.5), Scale())
     planned = plan(chain, target, calibrating=TASKS, out=tmp_path / "out")
     assert not list(tmp_path.iterdir())
     made = run(chain, target, calibrating=TASKS, out=tmp_path / "out")
@@ -129,19 +130,19 @@ def test_a_plan_says_the_sizes_that_the_result_has(target, tmp_path, unverified)
     assert size_of(result, length=64) == planned.after
     assert planned.before == size_of(target.load()[0], length=64)
     assert planned.after.parameters < planned.before.parameters
-    assert [step.step for step in planned.steps] == ["cut-ffn", "scale"]
+    assert [step.step for step in planned.steps] == ["channels:keep=0.5", "scale"]
     assert planned.tokens == made.steps[1].report["tokens"] > 0
     assert planned.seconds > 0
     assert planned.disk_bytes > planned.after.weight_bytes
 
 
 def test_a_chain_does_what_its_steps_do_by_hand(target, checkpoint, tmp_path):
-    made = run((CutFfn(0.5), Scale(0.25)), target, calibrating=TASKS, out=tmp_path / "out")
+    made = run((Channels(0.5), Scale(0.25)), target, calibrating=TASKS, out=tmp_path / "out")
     assert made.model_type == "llama"
     assert made.difference == 0.0
     model, _ = whet.load(checkpoint)
     job = running.Job(model=model, batches=TASKS.batches(target, seed=0))
-    CutFfn(0.5).apply(job)
+    Channels(0.5).apply(job)
     Scale(0.25).apply(job)
     expected = dict(model.state_dict())
     found = weights(tmp_path / "out")
@@ -149,11 +150,11 @@ def test_a_chain_does_what_its_steps_do_by_hand(target, checkpoint, tmp_path):
     assert all(torch.equal(found[name], expected[name]) for name in found)
     assert not work_folder(tmp_path / "out").exists()
     told = json.loads((tmp_path / "out" / "steps.json").read_text())
-    assert [entry["step"] for entry in told["steps"]] == ["cut-ffn", "scale:factor=0.25"]
+    assert [entry["step"] for entry in told["steps"]] == ["channels:keep=0.5", "scale:factor=0.25"]
     chosen = {"out": tmp_path / "out", "calibrating": TASKS}
-    assert finished((CutFfn(0.5), Scale(0.25)), target, **chosen) == made
-    assert finished((CutFfn(0.5), Scale(0.5)), target, **chosen) is None
-    assert finished((CutFfn(0.5), Scale(0.25)), target, seed=1, **chosen) is None
+    assert finished((Channels(0.5), Scale(0.25)), target, **chosen) == made
+    assert finished((Channels(0.5), Scale(0.5)), target, **chosen) is None
+    assert finished((Channels(0.5), Scale(0.25)), target, seed=1, **chosen) is None
 
 
 class Killed(Exception):
@@ -164,7 +165,7 @@ class Killed(Exception):
 def test_a_run_that_was_killed_goes_on_to_the_same_bits(
     target, tmp_path, unverified, when, reference
 ):
-    out, chain = tmp_path / "out", (CutFfn(0.5), Scale(0.25), Scale(0.75))
+    out, chain = tmp_path / "out", (Channels(0.5), Scale(0.25), Scale(0.75))
 
     def stop(number, step, share):
         if (number, share) >= when:
@@ -188,7 +189,7 @@ def reference(checkpoint, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         quick = save_model
         patch.setattr(running, "save_model", lambda *a, **k: quick(*a, **{**k, "verify": False}))
-        chain = (CutFfn(0.5), Scale(0.25), Scale(0.75))
+        chain = (Channels(0.5), Scale(0.25), Scale(0.75))
         run(chain, open_target(checkpoint), calibrating=TASKS, out=out)
     return out
 
@@ -200,13 +201,13 @@ def test_a_work_folder_of_another_chain_is_refused(target, tmp_path, unverified)
         if number:
             raise Killed
 
-    chain = (CutFfn(0.5), Scale(0.25))
+    chain = (Channels(0.5), Scale(0.25))
     with pytest.raises(Killed):
         run(chain, target, calibrating=TASKS, out=out, on_progress=stop)
     with pytest.raises(CheckpointError, match="different: seed"):
         run(chain, target, calibrating=TASKS, out=out, seed=1)
     with pytest.raises(CheckpointError, match="different: chain"):
-        run((CutFfn(0.5), Scale()), target, calibrating=TASKS, out=out)
+        run((Channels(0.5), Scale()), target, calibrating=TASKS, out=out)
 
 
 def test_streamed_and_in_memory_runs_agree(target, checkpoint, tmp_path, unverified):
@@ -226,7 +227,7 @@ def test_streamed_and_in_memory_runs_agree(target, checkpoint, tmp_path, unverif
 def test_results_are_stored_in_the_type_of_the_original(tmp_path, unverified):
     target = open_target(llama(tmp_path / "half", blocks=1, dtype=torch.float16))
     assert target.dtype == torch.float16
-    run((CutFfn(),), target, calibrating=Calibrating(), out=tmp_path / "out")
+    run((Channels(0.5),), target, calibrating=Calibrating(), out=tmp_path / "out")
     assert {tensor.dtype for tensor in weights(tmp_path / "out").values()} == {torch.float16}
 
 
@@ -242,7 +243,7 @@ def test_encoders_are_compressed_and_keep_how_they_are_pooled(tmp_path, unverifi
     calibrating = Calibrating(source=text, count=4)
     rows = calibrating.batches(target, seed=0)[0]
     assert rows["input_ids"][0, 0] == 2  # [CLS]
-    run((CutFfn(), Scale()), target, calibrating=calibrating, out=tmp_path / "out")
+    run((Channels(0.5), Scale()), target, calibrating=calibrating, out=tmp_path / "out")
     model, _ = open_target(tmp_path / "out").load()
     assert type(model).__name__ == "BertModel"
     assert model.config.intermediate_size == 24
@@ -266,11 +267,11 @@ def test_what_cannot_be_done_is_said_before_any_work(target, checkpoint, tmp_pat
 
     assert "scale needs calibration data" in refused(calibrating=Calibrating())
     assert "exists: choose another folder" in refused(out=checkpoint)
-    assert "cut-ffn needs the whole model" in refused((CutFfn(), Scale()), max_memory=10**9)
+    assert "channels needs the whole model" in refused((Channels(), Scale()), max_memory=10**9)
     assert "max_memory=0 must be" in refused(max_memory=0)
     long = Calibrating(source="tasks:sudoku", length=161)
     assert "length=161 exceeds the model's context of 160" in refused(calibrating=long)
-    assert "cut-ffn (width) comes after" in refused((Scale(), CutFfn()))
+    assert "channels (width) comes after" in refused((Scale(), Channels()))
     assert not out.exists()
 
 

@@ -9,9 +9,10 @@ import torch
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.compress.checkpoints import CutFfn, bert, llama
+from tests.compress.checkpoints import bert, llama
 from tests.models.test_roles_models import NAMES, VOCAB, plain
 from whet.compress import run as running
+from whet.compress.baselines.width import Channels
 from whet.compress.plan import Calibrating
 from whet.compress.quality import (
     SimilarityQuality,
@@ -58,12 +59,12 @@ def made(target, tmp_path_factory):
     out = tmp_path_factory.mktemp("made") / "out"
     with pytest.MonkeyPatch.context() as patch:  # the fresh process is for the tests of chains
         patch.setattr(running, "save_model", functools.partial(save_model, verify=False))
-        return run((CutFfn(),), target, calibrating=Calibrating(), out=out)
+        return run((Channels(),), target, calibrating=Calibrating(), out=out)
 
 
 def record_of(target, made, quality=None, **options):
     options = {"timing": QUICK, "memory": False, **options}
-    return compression_record(target, made, (CutFfn(),), quality=quality, settings={}, **options)
+    return compression_record(target, made, (Channels(),), quality=quality, settings={}, **options)
 
 
 def test_a_record_compares_the_model_with_the_one_it_was_made_from(target, made):
@@ -71,7 +72,7 @@ def test_a_record_compares_the_model_with_the_one_it_was_made_from(target, made)
     record = record_of(target, made, text)
     before, after = record.arms
     assert (before.name, after.name) == ("dense", "compressed")
-    assert after.chain == "cut-ffn"
+    assert after.chain == "channels"
     for name in ("parameters", "disk", "flops_per_token"):
         assert after.metrics[name].value < before.metrics[name].value
     model, tokenizer = target.load()

@@ -373,7 +373,6 @@ def test_numbers_that_are_not_finite_are_named():
 
 
 def test_a_sliced_model_learns_again():
-    pytest.importorskip("peft")
     from whet.fit.lora import LoraSettings, add_lora, lora_targets
 
     model = make("llama")

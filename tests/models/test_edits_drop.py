@@ -10,9 +10,9 @@ from tests.models import test_roles_models as families
 from tests.models.test_roles_models import CONFIGS, ENCODERS, NAMES, inputs, output, same, widen
 from whet.compress.calibrate import empty_model
 from whet.errors import OptionError
-from whet.models.edits import Resize, edits_of, resize
+from whet.models.edits import Resize, edits_of
 from whet.models.edits.drop import drop_blocks, without_blocks
-from whet.models.roles import axis, blocks
+from whet.models.roles import axis, blocks, keep
 
 COUNTS = {"n_layer", "n_layers", "num_hidden_layers"}
 CAUSAL = [
@@ -154,7 +154,7 @@ def test_an_empty_model_gets_the_same_shapes(name):
 
 def test_what_was_cut_before_is_said_of_the_blocks_that_are_left():
     model = deep("llama")
-    resize(model, axis(model, "ffn", 3), range(5))
+    keep(model, axis(model, "ffn", 3), range(5))
     drop_blocks(model, GONE)
     assert edits_of(model) == [Resize("ffn", 1, 5)]
 

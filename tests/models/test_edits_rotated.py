@@ -193,7 +193,6 @@ def test_dropout_of_branches_is_kept_in_training(name):
 
 
 def test_lora_reaches_the_skips_and_merges_away():
-    pytest.importorskip("peft")
     from whet.fit.lora import LoraSettings, add_lora, merge_lora
 
     model = rotated("llama")

@@ -36,7 +36,6 @@ TINY = dataclasses.replace(
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """(folder, record, progress) of one run."""
-    pytest.importorskip("peft")
     folder, progress = tmp_path_factory.mktemp("slicegpt"), []
     return folder, TINY._run(folder, "smoke", progress.append), progress
 

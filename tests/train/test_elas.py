@@ -11,7 +11,8 @@ import yaml
 import whet
 from whet.errors import CheckpointError, InputError, OptionError
 from whet.fit import fit
-from whet.train.elas import ElasRecipe, ElasTraining, window_losses
+from whet.fit.losses import window_losses
+from whet.train.elas import ElasRecipe, ElasTraining
 from whet.zoo import recipes
 from whet.zoo.tokenizer import byte_tokenizer
 

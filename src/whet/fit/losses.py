@@ -259,3 +259,10 @@ def _weighted(probability: Tensor, values: Tensor) -> Tensor:
 
 def _expected(probability: Tensor, values: Tensor) -> Tensor:
     return _weighted(probability, values).sum(-1)
+
+
+def window_losses(model: Any, tokens: Int[Tensor, "B L"]) -> Float[Tensor, " B"]:
+    """Mean nats per token of every window; its first token is only read."""
+    logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
+    nats = cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+    return nats.view(len(tokens), -1).mean(-1)

@@ -28,6 +28,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from whet.data.synthetic import zipf_markov_text
 from whet.data.text import TextWindows
 from whet.fit import fit
+from whet.fit.losses import window_losses
 from whet.layers.relu2_linear import relu2_linear
 from whet.measure.items import save_items
 from whet.measure.memory import free_at_once, peak_memory, run_isolated
@@ -35,7 +36,7 @@ from whet.measure.record import Arm, Claim, Comparison, Metric, Op, Record, clai
 from whet.measure.stats import Floats, Statistic, two_level
 from whet.models.elas_llama import ElasLlamaForCausalLM, SparseFeedForward
 from whet.reproduce import OnProgress
-from whet.train.elas import ElasRecipe, ElasTraining, window_losses
+from whet.train.elas import ElasRecipe, ElasTraining
 from whet.zoo.tokenizer import byte_tokenizer
 from whet.zoo.training import build_model
 

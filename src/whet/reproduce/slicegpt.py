@@ -27,6 +27,7 @@ from whet.data.synthetic import zipf_markov_text
 from whet.data.text import TextWindows
 from whet.fit import fit
 from whet.fit.lora import LoraSettings, add_lora, merge_lora
+from whet.fit.losses import window_losses
 from whet.fit.settings import FitSettings
 from whet.measure.items import save_items
 from whet.measure.record import Arm, Claim, Comparison, Metric, Record, claim, new_record
@@ -34,7 +35,6 @@ from whet.measure.stats import Floats, quantile_interval, two_level
 from whet.models.roles import axis, fold_norms, keep, magnitudes
 from whet.reproduce import OnProgress
 from whet.rng import keyed
-from whet.train.elas import window_losses
 from whet.zoo.recipe import Recipe
 from whet.zoo.tokenizer import byte_tokenizer
 from whet.zoo.training import Training, build_model

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
@@ -31,7 +31,7 @@ from whet.data.mixture import cuts
 from whet.data.synthetic import zipf_markov_text
 from whet.data.text import TextWindows
 from whet.errors import OptionError
-from whet.fit.losses import cross_entropy
+from whet.fit.losses import window_losses
 from whet.models.elas_llama import ElasLlamaConfig
 from whet.zoo.recipe import Recipe
 from whet.zoo.tokenizer import byte_tokenizer
@@ -169,10 +169,3 @@ def text_windows(data: TextSettings, tokenizer: Any, *, seed: int) -> TextWindow
         seed=seed,
         held_out=data.held_out,
     )
-
-
-def window_losses(model: Any, tokens: Int[Tensor, "B L"]) -> Float[Tensor, " B"]:
-    """Mean nats per token of every window; its first token is only read."""
-    logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
-    nats = cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
-    return nats.view(len(tokens), -1).mean(-1)

@@ -37,16 +37,15 @@ Rule = Callable[[Tensor, InputStatistics | None, int], FactoredLinear]
 
 
 @dataclass(frozen=True)
-class SVD(Compression):
-    """The nearest weight of lower rank; no data. keep: share of a layer's weights that is left."""
+class LowRank(Compression):
+    """What factorizing methods share. keep: share of a layer's weights that is left."""
 
     stage: ClassVar[Stage] = "factorize"
-    id: ClassVar[str] = "svd"
-    calibrates: ClassVar[bool] = False
 
     keep: float = 0.5
 
     def __post_init__(self) -> None:
+        """Errors: OptionError."""
         _check_keep(self.keep)
 
     def check(self, model: nn.Module) -> None:
@@ -56,6 +55,14 @@ class SVD(Compression):
     def shape(self, model: nn.Module) -> None:
         """Errors: OptionError."""
         _shape(model, self.keep)
+
+
+@dataclass(frozen=True)
+class SVD(LowRank):
+    """The nearest weight of lower rank; no data."""
+
+    id: ClassVar[str] = "svd"
+    calibrates: ClassVar[bool] = False
 
     def apply(self, job: Job) -> dict[str, Any]:
         """Errors: those of `check` and of `calibrate`."""
@@ -64,30 +71,17 @@ class SVD(Compression):
 
 
 @dataclass(frozen=True)
-class ASVD(Compression):
-    """Errors count by the mean strength of their input channel, to the power alpha.
+class ASVD(LowRank):
+    """Errors count by the mean strength of their input channel, to the power alpha."""
 
-    keep: as of SVD.
-    """
-
-    stage: ClassVar[Stage] = "factorize"
     id: ClassVar[str] = "asvd"
 
-    keep: float = 0.5
     alpha: float = 0.5
 
     def __post_init__(self) -> None:
-        _check_keep(self.keep)
+        super().__post_init__()
         if not 0 <= self.alpha < float("inf"):
             raise OptionError(f"alpha={self.alpha:g} must be at least 0")
-
-    def check(self, model: nn.Module) -> None:
-        """Errors: OptionError."""
-        _check(model, self.keep)
-
-    def shape(self, model: nn.Module) -> None:
-        """Errors: OptionError."""
-        _shape(model, self.keep)
 
     def apply(self, job: Job) -> dict[str, Any]:
         """Errors: those of `check` and of `calibrate`."""
@@ -100,30 +94,20 @@ class ASVD(Compression):
 
 
 @dataclass(frozen=True)
-class SVDLLM(Compression):
+class SVDLLM(LowRank):
     """The weight of lower rank whose outputs are nearest on the calibration tokens.
 
-    keep: as of SVD. damp: share of the mean of the Gram matrix' diagonal added to it.
+    damp: share of the mean of the Gram matrix' diagonal added to it.
     """
 
-    stage: ClassVar[Stage] = "factorize"
     id: ClassVar[str] = "svd-llm"
 
-    keep: float = 0.5
     damp: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_keep(self.keep)
+        super().__post_init__()
         if not 0 <= self.damp < float("inf"):
             raise OptionError(f"damp={self.damp:g} must be at least 0")
-
-    def check(self, model: nn.Module) -> None:
-        """Errors: OptionError."""
-        _check(model, self.keep)
-
-    def shape(self, model: nn.Module) -> None:
-        """Errors: OptionError."""
-        _shape(model, self.keep)
 
     def apply(self, job: Job) -> dict[str, Any]:
         """Errors: those of `check` and of `calibrate`."""

@@ -10,15 +10,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from whet.compress.baselines.matrices import matrices
 from whet.compress.baselines.pruning import check_solver, watch_layers
-from whet.compress.baselines.storing import Scheme
+from whet.compress.baselines.storing import Quantizer, Scheme
 from whet.compress.baselines.telling import layers_json, summary, with_note
 from whet.compress.calibrate import BlockRun, Watch, watch_nothing
 from whet.compress.gptq import gptq
-from whet.compress.method import Compression, Job, Stage
+from whet.compress.method import Compression, Job
 from whet.compress.result import QuantizedLinear
 from whet.compress.rtn import rtn
 from whet.compress.statistics import InputStatistics
@@ -31,7 +31,7 @@ Rule = Callable[[Tensor, InputStatistics | None, Scheme], QuantizedLinear]
 
 
 @dataclass(frozen=True)
-class RTN(Compression):
+class RTN(Quantizer):
     """Every weight to the nearest number of its grid; no data.
 
     bits: 4 and 8 are packed, others are rounded and stored as numbers. group_size: inputs that
@@ -40,10 +40,8 @@ class RTN(Compression):
     tried.
     """
 
-    stage: ClassVar[Stage] = "quantize"
     id: ClassVar[str] = "rtn"
     calibrates: ClassVar[bool] = False
-    streams: ClassVar[bool] = True
 
     bits: int = 4
     group_size: int | None = 128
@@ -52,28 +50,21 @@ class RTN(Compression):
     search: bool = False
 
     def __post_init__(self) -> None:
-        self._scheme()
+        self.scheme()
 
-    def _scheme(self) -> Scheme:
+    def scheme(self) -> Scheme:
+        """Errors: OptionError."""
         return Scheme.of(self.bits, self.group_size, self.symmetric, self.activation_bits)
-
-    def check(self, model: nn.Module) -> None:
-        """Errors: OptionError."""
-        self._scheme().check(model)
-
-    def shape(self, model: nn.Module) -> None:
-        """Errors: OptionError."""
-        self._scheme().shape(model)
 
     def apply(self, job: Job) -> dict[str, Any]:
         """Errors: those of `check` and of `calibrate`."""
         search = Search() if self.search else None
         rule = lambda weight, _, scheme: rtn(weight, scheme.weights, search=search)  # noqa: E731
-        return quantize(replace(job, batches=()), self, self._scheme(), watch_nothing, rule)
+        return quantize(replace(job, batches=()), self, self.scheme(), watch_nothing, rule)
 
 
 @dataclass(frozen=True)
-class GPTQ(Compression):
+class GPTQ(Quantizer):
     """Weights not yet rounded make up for the errors of those that are.
 
     bits, group_size, symmetric, activation_bits, search: as of RTN. act_order: columns with
@@ -81,9 +72,7 @@ class GPTQ(Compression):
     min_tokens: experts that saw fewer are rounded to nearest.
     """
 
-    stage: ClassVar[Stage] = "quantize"
     id: ClassVar[str] = "gptq"
-    streams: ClassVar[bool] = True
 
     bits: int = 4
     group_size: int | None = 128
@@ -96,24 +85,17 @@ class GPTQ(Compression):
     min_tokens: int = 128
 
     def __post_init__(self) -> None:
-        self._scheme()
+        self.scheme()
         check_solver(self.damp, self.block_size)
 
-    def _scheme(self) -> Scheme:
+    def scheme(self) -> Scheme:
+        """Errors: OptionError."""
         return Scheme.of(self.bits, self.group_size, self.symmetric, self.activation_bits)
-
-    def check(self, model: nn.Module) -> None:
-        """Errors: OptionError."""
-        self._scheme().check(model)
-
-    def shape(self, model: nn.Module) -> None:
-        """Errors: OptionError."""
-        self._scheme().shape(model)
 
     def apply(self, job: Job) -> dict[str, Any]:
         """Errors: those of `check` and of `calibrate`."""
         watch = watch_layers(gram=True, min_tokens=self.min_tokens)
-        return quantize(job, self, self._scheme(), watch, self._solve)
+        return quantize(job, self, self.scheme(), watch, self._solve)
 
     def _solve(
         self, weight: Tensor, seen: InputStatistics | None, scheme: Scheme

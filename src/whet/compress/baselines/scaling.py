@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from whet.compress.awq import ScaleChoice, awq, awq_scale, no_scale
 from whet.compress.baselines.matrices import Matrix, matrices, reader, writer
 from whet.compress.baselines.pruning import watch_layers
-from whet.compress.baselines.storing import Scheme
+from whet.compress.baselines.storing import Quantizer, Scheme
 from whet.compress.baselines.telling import layers_json, summary, with_note
 from whet.compress.calibrate import BlockRun
 from whet.compress.folding import divide_norm, divide_outputs, multiply_inputs
-from whet.compress.method import Compression, Job, Stage
+from whet.compress.method import Job
 from whet.compress.result import QuantizedLinear
 from whet.compress.rtn import rtn
 from whet.compress.smoothquant import smoothing_scale
@@ -40,16 +40,14 @@ from whet.models.roles.structure import View
 
 
 @dataclass(frozen=True)
-class AWQ(Compression):
+class AWQ(Quantizer):
     """Scales that spare the weights of strong inputs, and smaller ranges, both by search.
 
     bits, group_size, symmetric: as of RTN. clip: whether ranges are searched for. steps: how many
     scales, and ranges, are tried. min_tokens: experts that saw fewer are rounded to nearest.
     """
 
-    stage: ClassVar[Stage] = "quantize"
     id: ClassVar[str] = "awq"
-    streams: ClassVar[bool] = True
 
     bits: int = 4
     group_size: int | None = 128
@@ -59,25 +57,18 @@ class AWQ(Compression):
     min_tokens: int = 128
 
     def __post_init__(self) -> None:
-        self._scheme()
+        self.scheme()
         if self.steps < 1:
             raise OptionError(f"steps={self.steps} must be at least 1")
 
-    def _scheme(self) -> Scheme:
+    def scheme(self) -> Scheme:
+        """Errors: OptionError."""
         return Scheme.of(self.bits, self.group_size, self.symmetric, 16)
-
-    def check(self, model: nn.Module) -> None:
-        """Errors: OptionError."""
-        self._scheme().check(model)
-
-    def shape(self, model: nn.Module) -> None:
-        """Errors: OptionError."""
-        self._scheme().shape(model)
 
     def apply(self, job: Job) -> dict[str, Any]:
         """Errors: those of `check` and of `calibrate`."""
         self.check(job.model)
-        scheme = self._scheme()
+        scheme = self.scheme()
 
         def edit(run: BlockRun) -> Mapping[str, Any]:
             results = _awq_block(run, self, scheme)
@@ -93,15 +84,13 @@ class AWQ(Compression):
 
 
 @dataclass(frozen=True)
-class SmoothQuant(Compression):
+class SmoothQuant(Quantizer):
     """8-bit weights and activations; part of the activations' range goes into the weights first.
 
     alpha: how much of it (0.5; 0.8 to 0.85 for models with strong outliers).
     """
 
-    stage: ClassVar[Stage] = "quantize"
     id: ClassVar[str] = "smoothquant"
-    streams: ClassVar[bool] = True
 
     alpha: float = 0.5
 
@@ -109,21 +98,14 @@ class SmoothQuant(Compression):
         if not 0 <= self.alpha <= 1:
             raise OptionError(f"alpha={self.alpha:g} must be between 0 and 1")
 
-    def _scheme(self) -> Scheme:
+    def scheme(self) -> Scheme:
+        """Errors: OptionError."""
         return Scheme.of(8, None, True, 8)
-
-    def check(self, model: nn.Module) -> None:
-        """Errors: OptionError."""
-        self._scheme().check(model)
-
-    def shape(self, model: nn.Module) -> None:
-        """Errors: OptionError."""
-        self._scheme().shape(model)
 
     def apply(self, job: Job) -> dict[str, Any]:
         """Errors: those of `check` and of `calibrate`."""
         self.check(job.model)
-        scheme = self._scheme()
+        scheme = self.scheme()
 
         def edit(run: BlockRun) -> Mapping[str, Any]:
             smoothed = []

@@ -8,9 +8,10 @@ numbers take the place of the weight, and nothing gets smaller.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -18,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from whet.compress.baselines.matrices import Matrix, every_matrix, matrices
 from whet.compress.baselines.telling import Told, with_note
 from whet.compress.calibrate import Restore, restore_block
+from whet.compress.method import Compression, Stage
 from whet.compress.result import QuantizedLinear
 from whet.errors import OptionError
 from whet.layers.packed_linear import PackedExperts, PackedLinear, check_layout
@@ -149,6 +151,26 @@ class Scheme:
                     parts.append((halves[0], halves[1], PackedLinear(results[down])))
             layer = PackedExperts(parts, fused.act_fn, expert_names(model))
             model.set_submodule(name, layer.train(fused.training))
+
+
+@dataclass(frozen=True)
+class Quantizer(Compression):
+    """What quantizing methods share: their scheme says what can be done, and what comes of it."""
+
+    stage: ClassVar[Stage] = "quantize"
+    streams: ClassVar[bool] = True
+
+    @abstractmethod
+    def scheme(self) -> Scheme:
+        """From the options. Errors: OptionError for what cannot be stored."""
+
+    def check(self, model: nn.Module) -> None:
+        """Errors: OptionError."""
+        self.scheme().check(model)
+
+    def shape(self, model: nn.Module) -> None:
+        """Errors: OptionError."""
+        self.scheme().shape(model)
 
 
 def expert_names(model: nn.Module) -> tuple[str, str, str]:

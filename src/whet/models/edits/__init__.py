@@ -24,7 +24,6 @@ from whet.models.edits.structure import (
     build,
     describe,
     replace,
-    resize,
     set_submodule,
 )
 
@@ -40,7 +39,6 @@ __all__ = [
     "edits_of",
     "empty_stock",
     "replace",
-    "resize",
     "save_model",
     "set_submodule",
 ]

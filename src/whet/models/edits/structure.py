@@ -27,7 +27,7 @@ from whet.models.roles import keep
 from whet.models.roles.building import axes_of
 from whet.models.roles.names import join
 from whet.models.roles.sizes import block_counts, head_dims
-from whet.models.roles.structure import Axis, View, blocks_of
+from whet.models.roles.structure import View, blocks_of
 
 
 class Edit(Protocol):
@@ -111,11 +111,6 @@ def _settings(module: nn.Module) -> tuple[str, dict[str, Any]] | None:
 
 
 # --- changing a model ---------------------------------------------------------------------------
-
-
-def resize(model: nn.Module, axis: Axis, units: Any) -> None:
-    """Cut an axis down to these units: `roles.keep`, here for completeness. Errors: OptionError."""
-    keep(model, axis, units)
 
 
 def replace(model: nn.Module, name: str, layer: nn.Module) -> None:
